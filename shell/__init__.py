@@ -1,0 +1,5 @@
+"""What the two daemons share around their cores: configuration, logs, error status, failpoints.
+
+Guarantees: nothing here decides anything about a transaction. It imports `dtp` and libraries only;
+the SDK does not import it.
+"""

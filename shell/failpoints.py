@@ -1,0 +1,69 @@
+"""Failpoints: named places in a driver where a test can kill or hold the process.
+
+They are off unless the environment variable XACOORD_FAILPOINTS is set when the process starts;
+then `from_environment` returns None, and a driver checks for that once per place.
+
+    XACOORD_FAILPOINTS="before_prepare:3=kill,after_commit=pause"
+
+means: SIGKILL ourselves when `before_prepare` is reached for the third time; hold the first time
+`after_commit` is reached. A held place makes the file NAME.hit in XACOORD_FAILPOINT_DIR and goes on
+when NAME.go appears there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_POLL_SECONDS = 0.005
+
+
+@dataclass(slots=True)
+class _Point:
+    countdown: int
+    action: str
+
+
+class Failpoints:
+    """The failpoints that this process was started with."""
+
+    def __init__(self, points: dict[str, _Point], directory: Path) -> None:
+        self._points = points
+        self._directory = directory
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Failpoints | None:
+        """Parse XACOORD_FAILPOINTS; None where it is unset. Raises ValueError where it is malformed."""
+        text = environ.get("XACOORD_FAILPOINTS", "")
+        if not text:
+            return None
+        points = {}
+        for item in text.split(","):
+            place, _, action = item.partition("=")
+            name, _, count = place.partition(":")
+            if action not in ("kill", "pause"):
+                raise ValueError(f"failpoint {item!r}: the action must be kill or pause")
+            points[name.strip()] = _Point(int(count or "1"), action)
+        return cls(points, Path(environ.get("XACOORD_FAILPOINT_DIR", ".")))
+
+    def _due(self, name: str) -> _Point | None:
+        point = self._points.get(name)
+        if point is None or point.countdown == 0:
+            return None
+        point.countdown -= 1
+        return point if point.countdown == 0 else None
+
+    async def hit(self, name: str) -> None:
+        """Reach the place `name`."""
+        point = self._due(name)
+        if point is None:
+            return
+        if point.action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        (self._directory / f"{name}.hit").touch()
+        while not (self._directory / f"{name}.go").exists():
+            await asyncio.sleep(_POLL_SECONDS)

@@ -1,0 +1,110 @@
+"""Errors on the wire: XacoordError becomes google.rpc.Status with one google.rpc.ErrorInfo.
+
+The mapping happens here and nowhere else on the server's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from dtp import Reason, XacoordError
+
+DOMAIN = "xacoord"
+
+
+def to_status(error: XacoordError) -> status_pb2.Status:
+    """`error` as google.rpc.Status."""
+    info = error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN)
+    info.metadata["retryable"] = "true" if error.retryable else "false"
+    info.metadata["definite"] = "true" if error.definite else "false"
+    if error.gtrid:
+        info.metadata["gtrid"] = error.gtrid
+    for key, value in error.metadata.items():
+        info.metadata[key] = value
+    detail = any_pb2.Any()
+    detail.Pack(info)
+    code = grpc.StatusCode[error.status]
+    return status_pb2.Status(code=code.value[0], message=error.message, details=[detail])
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: XacoordError) -> NoReturn:
+    """End a call with `error`."""
+    status = rpc_status.to_status(to_status(error))
+    await context.abort(status.code, status.details or "", status.trailing_metadata or ())
+    raise AssertionError("unreachable: abort raises")
+
+
+Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Turns XacoordError into its status, and anything unexpected into INTERNAL with a log line."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = str(handler_call_details.method)
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(
+                _unary(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
+            )
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(
+                _stream(handler.unary_stream, method),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(
+                _stream(handler.stream_stream, method),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return handler
+
+
+def _unary(inner: Any, method: str) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await inner(request, context)
+        except XacoordError as error:
+            await abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            await _unexpected(context, method)
+
+    return call
+
+
+def _stream(inner: Any, method: str) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            async for response in inner(request, context):
+                yield response
+        except XacoordError as error:
+            await abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            await _unexpected(context, method)
+
+    return call
+
+
+async def _unexpected(context: grpc.aio.ServicerContext[Any, Any], method: str) -> NoReturn:
+    structlog.get_logger().exception("unexpected error in a call", method=method)
+    await abort(context, XacoordError(Reason.INTERNAL, "internal error; see the daemon's log"))
