@@ -34,6 +34,7 @@ class Reason(StrEnum):
     DEADLINE_PASSED = "DEADLINE_PASSED"
     ROLLED_BACK_BY_REQUEST = "ROLLED_BACK_BY_REQUEST"
     ROLLED_BACK_BY_OPERATOR = "ROLLED_BACK_BY_OPERATOR"
+    PRESUMED_ABORT = "PRESUMED_ABORT"
     # the coordinator's state
     NOT_READY = "NOT_READY"
     DRAINING = "DRAINING"
@@ -87,6 +88,7 @@ STATUS: dict[Reason, str] = {
     Reason.DEADLINE_PASSED: "ABORTED",
     Reason.ROLLED_BACK_BY_REQUEST: "ABORTED",
     Reason.ROLLED_BACK_BY_OPERATOR: "ABORTED",
+    Reason.PRESUMED_ABORT: "ABORTED",
     Reason.NOT_READY: "UNAVAILABLE",
     Reason.DRAINING: "UNAVAILABLE",
     Reason.LOG_FULL: "RESOURCE_EXHAUSTED",
@@ -124,6 +126,7 @@ RETRYABLE = frozenset(
     {
         Reason.IDEMPOTENCY_IN_PROGRESS,
         Reason.DEADLINE_PASSED,
+        Reason.PRESUMED_ABORT,
         Reason.NOT_READY,
         Reason.DRAINING,
         Reason.LOG_FULL,

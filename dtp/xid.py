@@ -107,11 +107,7 @@ class Gtrid:
         Raises:
             XacoordError: INVALID_GTRID where the text has not our shape.
         """
-        if (
-            len(text) != GTRID_LENGTH
-            or not _DIGIT_SET.issuperset(text)
-            or not text.startswith(MAGIC)
-        ):
+        if len(text) != GTRID_LENGTH or not _DIGIT_SET.issuperset(text) or not text.startswith(MAGIC):
             shown = text[:GTRID_LENGTH].encode("unicode_escape").decode("ascii")
             raise XacoordError(
                 Reason.INVALID_GTRID,

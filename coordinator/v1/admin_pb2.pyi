@@ -131,9 +131,9 @@ class ResolveRequest(google.protobuf.message.Message):
     action: builtins.str
     """"commit" or "rollback"."""
     reason: builtins.str
-    """1 to 500 characters, kept in the log."""
+    """1 to 500 characters; goes into the transaction's timeline and the daemon's log."""
     operator: builtins.str
-    """Who decided, for the log; up to 100 characters."""
+    """Who asks; up to 100 characters."""
     def __init__(
         self,
         *,

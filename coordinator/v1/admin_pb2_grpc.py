@@ -72,7 +72,8 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Resolve(self, request, context):
-        """An operator's decision about a transaction that the coordinator cannot decide itself. Never contradicts a logged one.
+        """An operator's request about one transaction: what is decided is tried again at once, what is not decided can be rolled
+        back. It never contradicts a decision.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

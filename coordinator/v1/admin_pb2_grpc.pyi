@@ -29,7 +29,9 @@ class AdminStub:
         coordinator.v1.admin_pb2.ResolveRequest,
         coordinator.v1.admin_pb2.ResolveResponse,
     ]
-    """An operator's decision about a transaction that the coordinator cannot decide itself. Never contradicts a logged one."""
+    """An operator's request about one transaction: what is decided is tried again at once, what is not decided can be rolled
+    back. It never contradicts a decision.
+    """
 
     Forget: grpc.UnaryUnaryMultiCallable[
         coordinator.v1.admin_pb2.ForgetRequest,
@@ -58,7 +60,9 @@ class AdminAsyncStub:
         coordinator.v1.admin_pb2.ResolveRequest,
         coordinator.v1.admin_pb2.ResolveResponse,
     ]
-    """An operator's decision about a transaction that the coordinator cannot decide itself. Never contradicts a logged one."""
+    """An operator's request about one transaction: what is decided is tried again at once, what is not decided can be rolled
+    back. It never contradicts a decision.
+    """
 
     Forget: grpc.aio.UnaryUnaryMultiCallable[
         coordinator.v1.admin_pb2.ForgetRequest,
@@ -91,7 +95,9 @@ class AdminServicer(metaclass=abc.ABCMeta):
         request: coordinator.v1.admin_pb2.ResolveRequest,
         context: _ServicerContext,
     ) -> typing.Union[coordinator.v1.admin_pb2.ResolveResponse, collections.abc.Awaitable[coordinator.v1.admin_pb2.ResolveResponse]]:
-        """An operator's decision about a transaction that the coordinator cannot decide itself. Never contradicts a logged one."""
+        """An operator's request about one transaction: what is decided is tried again at once, what is not decided can be rolled
+        back. It never contradicts a decision.
+        """
 
     @abc.abstractmethod
     def Forget(

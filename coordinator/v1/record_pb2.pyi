@@ -22,16 +22,20 @@ class EpochRecord(google.protobuf.message.Message):
 
     COORDINATOR_ID_FIELD_NUMBER: builtins.int
     AT_FIELD_NUMBER: builtins.int
+    NONCE_FIELD_NUMBER: builtins.int
     coordinator_id: builtins.str
     at: builtins.int
     """Microseconds since 1970-01-01 UTC."""
+    nonce: builtins.int
+    """Random; what tells this epoch from the same epoch of a log restored from a backup."""
     def __init__(
         self,
         *,
         coordinator_id: builtins.str = ...,
         at: builtins.int = ...,
+        nonce: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at", b"at", "coordinator_id", b"coordinator_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at", b"at", "coordinator_id", b"coordinator_id", "nonce", b"nonce"]) -> None: ...
 
 global___EpochRecord = EpochRecord
 
@@ -136,26 +140,19 @@ global___EndRecord = EndRecord
 
 @typing.final
 class HeuristicRecord(google.protobuf.message.Message):
-    """HEURISTIC (6): branches that someone else ended, or an operator's decision."""
+    """HEURISTIC (6): branches ended otherwise than decided, by someone else."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     BRANCHES_FIELD_NUMBER: builtins.int
-    ACTION_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    OPERATOR_FIELD_NUMBER: builtins.int
-    AT_FIELD_NUMBER: builtins.int
     DECISION_FIELD_NUMBER: builtins.int
     PARTICIPANTS_FIELD_NUMBER: builtins.int
     BEGUN_AT_FIELD_NUMBER: builtins.int
-    action: builtins.str
-    """Set for an operator's decision: "commit" or "rollback"."""
-    reason: builtins.str
-    operator: builtins.str
-    at: builtins.int
+    AT_FIELD_NUMBER: builtins.int
     decision: builtins.str
-    """The decision that was taken before, if any: "COMMIT" or "ROLLBACK"."""
+    """The decision that was taken before: "COMMIT" or "ROLLBACK"."""
     begun_at: builtins.int
+    at: builtins.int
     @property
     def branches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___HeuristicBranch]: ...
     @property
@@ -166,15 +163,12 @@ class HeuristicRecord(google.protobuf.message.Message):
         self,
         *,
         branches: collections.abc.Iterable[global___HeuristicBranch] | None = ...,
-        action: builtins.str = ...,
-        reason: builtins.str = ...,
-        operator: builtins.str = ...,
-        at: builtins.int = ...,
         decision: builtins.str = ...,
         participants: collections.abc.Iterable[builtins.int] | None = ...,
         begun_at: builtins.int = ...,
+        at: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["action", b"action", "at", b"at", "begun_at", b"begun_at", "branches", b"branches", "decision", b"decision", "operator", b"operator", "participants", b"participants", "reason", b"reason"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at", b"at", "begun_at", b"begun_at", "branches", b"branches", "decision", b"decision", "participants", b"participants"]) -> None: ...
 
 global___HeuristicRecord = HeuristicRecord
 

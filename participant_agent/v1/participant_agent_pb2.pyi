@@ -503,6 +503,7 @@ class FenceRequest(google.protobuf.message.Message):
     LOG_IDENTITY_FIELD_NUMBER: builtins.int
     PARTICIPANT_FIELD_NUMBER: builtins.int
     NUMBER_FIELD_NUMBER: builtins.int
+    HISTORY_FIELD_NUMBER: builtins.int
     coordinator_id: builtins.str
     epoch: builtins.int
     log_identity: builtins.bytes
@@ -510,6 +511,13 @@ class FenceRequest(google.protobuf.message.Message):
     """The participant's name as the coordinator knows it, 1 to 64 characters of [a-z0-9_-]; must be the agent's own."""
     number: builtins.int
     """The participant's number (bqual), given once."""
+    @property
+    def history(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Epoch]:
+        """The coordinator's last epochs with their nonces, this one included; at most 1,001. The epoch that the agent remembers
+        must be among them with the nonce that it remembers: a log restored from a backup, which gives the same epochs again,
+        has other nonces. Otherwise LOG_IDENTITY_CHANGED.
+        """
+
     def __init__(
         self,
         *,
@@ -518,10 +526,29 @@ class FenceRequest(google.protobuf.message.Message):
         log_identity: builtins.bytes = ...,
         participant: builtins.str = ...,
         number: builtins.int = ...,
+        history: collections.abc.Iterable[global___Epoch] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["coordinator_id", b"coordinator_id", "epoch", b"epoch", "log_identity", b"log_identity", "number", b"number", "participant", b"participant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["coordinator_id", b"coordinator_id", "epoch", b"epoch", "history", b"history", "log_identity", b"log_identity", "number", b"number", "participant", b"participant"]) -> None: ...
 
 global___FenceRequest = FenceRequest
+
+@typing.final
+class Epoch(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: builtins.int
+    NONCE_FIELD_NUMBER: builtins.int
+    epoch: builtins.int
+    nonce: builtins.int
+    def __init__(
+        self,
+        *,
+        epoch: builtins.int = ...,
+        nonce: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "nonce", b"nonce"]) -> None: ...
+
+global___Epoch = Epoch
 
 @typing.final
 class FenceResponse(google.protobuf.message.Message):

@@ -1,0 +1,148 @@
+"""Configuration of the coordinator: TOML, overridden by environment variables XACOORD__SECTION__KEY."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from coordinator.core.settings import Settings
+from dtp.xid import is_coordinator_id
+from shell.config import ConfigError, load
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+_MAX_TIMEOUT = 86_400.0
+
+
+class CoordinatorSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """[coordinator]
+
+    Attributes:
+        id: 4 characters of [0-9a-z]; no two coordinators that share an agent may have the same.
+        data_dir: the log's directory; a local disk.
+        listen: "host:port" of gRPC.
+        http_listen: "host:port" of /metrics, /healthz and /readyz; "" switches it off.
+        log_level: a name of the logging module.
+        drain_seconds: how long SIGTERM waits for decided transactions.
+        max_message_bytes: of one gRPC message.
+    """
+
+    id: str
+    data_dir: str
+    listen: str = "127.0.0.1:7420"
+    http_listen: str = "127.0.0.1:7421"
+    log_level: str = "INFO"
+    drain_seconds: float = 10.0
+    max_message_bytes: int = 4 << 20
+
+    def __post_init__(self) -> None:
+        if not is_coordinator_id(self.id):
+            raise ValueError("coordinator.id must be 4 characters of [0-9a-z]")
+        if not self.data_dir:
+            raise ValueError("coordinator.data_dir must name a directory")
+
+
+class TransactionsSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """[transactions]; times in seconds, see coordinator.core.settings."""
+
+    default_timeout: float = 30.0
+    max_timeout: float = 300.0
+    max_open: int = 20_000
+    retry_max: float = 2.0
+    rescan_every: float = 10.0
+    keep_ended: float = 600.0
+    keep_keys: float = 86_400.0
+    witness_retention: float = 3_600.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.default_timeout <= self.max_timeout <= _MAX_TIMEOUT:
+            raise ValueError("transactions: 0 < default_timeout <= max_timeout <= 86400 (seconds) must hold")
+        for name in ("retry_max", "rescan_every", "keep_ended", "keep_keys", "witness_retention"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"transactions.{name} must be more than 0 seconds")
+        if self.max_open < 1:
+            raise ValueError("transactions.max_open must be at least 1")
+
+
+class LogSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """[log]
+
+    Attributes:
+        segment_mib: size of a segment file.
+        alignment: 512, or 4096 for disks with such sectors.
+        allow_unsafe_filesystem: accept network and memory file systems (tests).
+    """
+
+    segment_mib: int = 64
+    alignment: int = 512
+    allow_unsafe_filesystem: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.segment_mib <= 4096:
+            raise ValueError("log.segment_mib must be from 1 to 4096")
+        if self.alignment not in (512, 4096):
+            raise ValueError("log.alignment must be 512 or 4096")
+
+
+class ParticipantSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """[participants.NAME]: `agent` is the "host:port" of the participant's agent."""
+
+    agent: str
+
+
+class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The whole file."""
+
+    coordinator: CoordinatorSection
+    participants: dict[str, ParticipantSection]
+    transactions: TransactionsSection = TransactionsSection()
+    log: LogSection = LogSection()
+
+    def __post_init__(self) -> None:
+        if not self.participants:
+            raise ValueError('name at least one participant: [participants.NAME] agent = "host:port"')
+        for name, participant in self.participants.items():
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"participants.{name}: a name is 1 to 40 characters of [a-z0-9_-]")
+            check_address(participant.agent, f"participants.{name}.agent")
+        check_address(self.coordinator.listen, "coordinator.listen")
+        if self.coordinator.http_listen:
+            check_address(self.coordinator.http_listen, "coordinator.http_listen")
+
+    def settings(self) -> Settings:
+        """The core's part."""
+        t = self.transactions
+        return Settings(
+            coordinator_id=self.coordinator.id,
+            default_timeout=t.default_timeout,
+            max_timeout=t.max_timeout,
+            max_transactions=t.max_open,
+            retry_max=t.retry_max,
+            rescan_every=t.rescan_every,
+            keep_ended=t.keep_ended,
+            keep_keys=t.keep_keys,
+            witness_retention=t.witness_retention,
+        )
+
+
+def check_address(text: str, key: str) -> tuple[str, int]:
+    """("host", port) of "host:port"; ValueError that names `key` otherwise."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f'{key}: {text!r} is not "host:port"')
+    return host.strip("[]"), int(port)
+
+
+def load_config(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read and check the configuration.
+
+    Raises:
+        ConfigError: it names the file, the key and what is wrong.
+    """
+    return load(Config, path, "XACOORD", environ)
+
+
+__all__ = ["Config", "ConfigError", "load_config"]

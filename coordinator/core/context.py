@@ -1,0 +1,154 @@
+"""Context: the live state that the parts of the core share, and the list of effects they add to."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+from coordinator.core.effects import Alert, AlertKind, Changed, Effect, Force, Refused, Reply, Write
+from coordinator.core.memory import Memory
+from coordinator.core.records import Record
+from coordinator.core.settings import Settings
+from coordinator.core.states import ParticipantState, State, Trigger, next_state
+from coordinator.core.timers import Timers
+from coordinator.core.transaction import Transaction
+from dtp import Outcome, Reason
+
+
+@dataclass(slots=True)
+class Participant:
+    """One participant as the coordinator sees it.
+
+    Attributes:
+        number: its bqual, for ever.
+        configured: False where only the log knows it; it stays unreachable.
+        tried: the first attempt to reach it has ended, well or not.
+        link: number of the present connection.
+        orphans, in_doubt, foreign: branches in the last scan.
+    """
+
+    name: str
+    number: int
+    configured: bool = True
+    state: ParticipantState = ParticipantState.UNREACHABLE
+    tried: bool = False
+    link: int = 0
+    server: str = ""
+    witness: bool = True
+    address: str = ""
+    last_error: str = ""
+    scanned_at: float | None = None
+    orphans: int = 0
+    in_doubt: int = 0
+    foreign: int = 0
+    blocked_sessions: int = 0
+    ghosts: int = 0
+
+
+class Purpose(Enum):
+    """What waits for a forced record."""
+
+    DECISION = "DECISION"
+    HEURISTIC = "HEURISTIC"
+    FORGET = "FORGET"
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """A forced record on its way to the disk."""
+
+    number: int
+    purpose: Purpose
+    gtrid: str
+    ticket: int | None
+
+
+class Context:
+    """Live state. Only the parts of the core change it.
+
+    Attributes:
+        open: transactions that have not ended, and heuristic ones until FORGET.
+        keys: idempotency key -> gtrid of the open transaction that holds it.
+        counter: of the last transaction begun in this epoch.
+    """
+
+    def __init__(self, settings: Settings, epoch: int) -> None:
+        self.settings = settings
+        self.epoch = epoch
+        self.effects: list[Effect] = []
+        self.timers = Timers()
+        self.memory = Memory(settings)
+        self.open: dict[str, Transaction] = {}
+        self.keys: dict[str, str] = {}
+        self.participants: dict[str, Participant] = {}
+        self.counter = 0
+        self.draining = False
+        self._forced: deque[Forced] = deque()
+        self._numbers = 0
+
+    def emit(self, effect: Effect) -> None:
+        """Add an effect."""
+        self.effects.append(effect)
+
+    def write(self, record: Record, *, kick: bool) -> None:
+        """Append a record; nothing waits for it."""
+        self.effects.append(Write(record, kick))
+
+    def force(self, record: Record, purpose: Purpose, gtrid: str, ticket: int | None = None) -> None:
+        """Append a record that something waits for."""
+        self._numbers += 1
+        self._forced.append(Forced(self._numbers, purpose, gtrid, ticket))
+        self.effects.append(Force(record, self._numbers))
+
+    def now_durable(self, number: int) -> list[Forced]:
+        """Take out the forced records up to `number`."""
+        found = []
+        while self._forced and self._forced[0].number <= number:
+            found.append(self._forced.popleft())
+        return found
+
+    def move(self, transaction: Transaction, trigger: Trigger, now: float) -> bool:
+        """Move a transaction by the table; False, and nothing changed, where the table has no way."""
+        state = next_state(transaction.state, trigger)
+        if state is None:
+            return False
+        if state is not transaction.state:
+            self.changed(transaction, state, now)
+        return True
+
+    def changed(self, transaction: Transaction, state: State, now: float) -> None:
+        """Enter `state` and say so."""
+        self.emit(Changed(transaction.gtrid, transaction.state, state, now - transaction.entered_at))
+        transaction.state = state
+        transaction.entered_at = now
+        transaction.note(now, state.value)
+
+    def refuse(self, ticket: int, reason: Reason, message: str, gtrid: str = "") -> None:
+        """Answer a caller whose request changes nothing."""
+        self.emit(Reply(ticket, Refused(reason, message, gtrid)))
+
+    def alert(
+        self,
+        kind: AlertKind,
+        message: str,
+        *,
+        gtrid: str = "",
+        participant: str = "",
+        outcome: Outcome | None = None,
+    ) -> None:
+        """Tell people."""
+        self.emit(Alert(kind, message, gtrid, participant, outcome))
+
+    def is_up(self, participant: str) -> bool:
+        """Whether commands can be sent to the participant."""
+        return self.participants[participant].state is ParticipantState.UP
+
+    def blocked(self, transaction: Transaction) -> bool:
+        """In doubt, and a branch could not be finished: its participant is away or keeps failing."""
+        if not transaction.in_doubt:
+            return False
+        return any(
+            branch.open and branch.started and (not self.is_up(branch.participant) or branch.attempts > 1)
+            for branch in transaction.branches.values()
+        )

@@ -1,0 +1,84 @@
+"""Memory of ended transactions: what List shows for a while, and idempotency keys.
+
+A key remembers a committed result (for `keep_keys` seconds, at most `keep_keys_count` of them) and
+is freed by a rollback. Ended transactions without a key are kept for `keep_ended` seconds, so that
+a repeated Commit gets the same answer and people can see what happened. Both are bounded.
+
+The purge mark: witness rows of transactions below it may go. It is the lowest transaction that was
+still open `witness_retention` seconds ago.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+from coordinator.core.records import EndRecord
+from coordinator.core.settings import Settings
+from coordinator.core.states import State
+from coordinator.core.transaction import Transaction
+from dtp import Gtrid
+
+_MARK_EVERY = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedKey:
+    """The committed transaction behind an idempotency key."""
+
+    id: Gtrid
+    gtrid: str
+    fingerprint: bytes
+    ended_at: float
+
+
+class Memory:
+    """Ended transactions and the keys of committed ones."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.ended: OrderedDict[str, Transaction] = OrderedDict()
+        self.keys: OrderedDict[str, RememberedKey] = OrderedDict()
+        self.purge_mark = ""
+        self._marks: deque[tuple[float, str]] = deque()
+
+    def remember(self, transaction: Transaction, now: float) -> None:
+        """Keep an ended transaction."""
+        transaction.ended_at = now
+        transaction.waiters = []
+        self.ended[transaction.gtrid] = transaction
+        if len(self.ended) > self._settings.keep_ended_count:
+            self.ended.popitem(last=False)
+        if transaction.idempotency_key and transaction.state is State.COMMITTED:
+            self.remember_key(transaction.idempotency_key, transaction.id, transaction.fingerprint, now)
+
+    def remember_key(self, key: str, id_: Gtrid, fingerprint: bytes, now: float) -> None:
+        """Keep the key of a committed transaction."""
+        self.keys[key] = RememberedKey(id_, str(id_), fingerprint, now)
+        self.keys.move_to_end(key)
+        if len(self.keys) > self._settings.keep_keys_count:
+            self.keys.popitem(last=False)
+
+    def sweep(self, now: float, lowest_open: str) -> None:
+        """Drop what is too old; `lowest_open`: the lowest gtrid that is open or yet to be given."""
+        while self.ended:
+            first = next(iter(self.ended.values()))
+            if first.ended_at + self._settings.keep_ended > now:
+                break
+            self.ended.popitem(last=False)
+        while self.keys:
+            oldest = next(iter(self.keys.values()))
+            if oldest.ended_at + self._settings.keep_keys > now:
+                break
+            self.keys.popitem(last=False)
+        if not self._marks or self._marks[-1][0] + _MARK_EVERY <= now:
+            self._marks.append((now, lowest_open))
+        while self._marks and self._marks[0][0] + self._settings.witness_retention <= now:
+            self.purge_mark = self._marks.popleft()[1]
+
+    def key_records(self) -> list[EndRecord]:
+        """The remembered keys, as records of a checkpoint."""
+        return [
+            EndRecord(entry.id, entry.ended_at, True, key, entry.fingerprint)
+            for key, entry in self.keys.items()
+        ]

@@ -1,0 +1,225 @@
+"""Participants: how the coordinator gets from a connection to a participant it may use.
+
+1. CONNECTED -> Fence: the agent ends the sessions of older epochs and refuses them from now on.
+2. FENCED    -> Scan: XA RECOVER. Only after the fence, because a late PREPARE of an older epoch can
+   otherwise arrive after the scan.
+3. SCANNED   -> reconcile: orphans are rolled back, decided transactions go on; UP.
+4. HELD: the agent remembers another log or a higher epoch. Nothing is resolved there; people decide.
+5. LOST, at any time -> back to 1 when the link has reconnected.
+
+A participant that cannot be reached holds nobody else up. A periodic scan finds what was missed.
+"""
+
+from __future__ import annotations
+
+from coordinator.core.context import Context, Participant
+from coordinator.core.effects import AlertKind, Attach, Enlisted, Fence, Rejection, Scan, Send
+from coordinator.core.inputs import (
+    AgentConnected,
+    AgentFenced,
+    AgentHeld,
+    AgentLost,
+    AgentScanned,
+    BranchEnlisted,
+)
+from coordinator.core.reconcile import Action, Knowledge, PlanItem, PlanReason, plan
+from coordinator.core.states import (
+    ParticipantState,
+    ParticipantTrigger,
+    State,
+    Trigger,
+    next_participant_state,
+)
+from coordinator.core.timers import TimerKind
+from coordinator.core.transaction import Branch, Transaction
+from coordinator.core.two_phase import TwoPhase
+from dtp import BranchState, Decision, Gtrid, Reason, Xid
+
+
+class Participants:
+    """Follows the agents."""
+
+    def __init__(self, context: Context, two_phase: TwoPhase) -> None:
+        self._context = context
+        self._two_phase = two_phase
+
+    def _move(self, name: str, link: int, trigger: ParticipantTrigger) -> Participant | None:
+        """The participant after `trigger`, or None for late news of an older connection."""
+        participant = self._context.participants.get(name)
+        if participant is None or (trigger is not ParticipantTrigger.CONNECTED and link != participant.link):
+            return None
+        state = next_participant_state(participant.state, trigger)
+        if state is None:
+            return None
+        participant.state = state
+        return participant
+
+    def connected(self, event: AgentConnected) -> None:
+        """A connection stands: fence first."""
+        participant = self._move(event.participant, event.link, ParticipantTrigger.CONNECTED)
+        if participant is not None:
+            participant.link = event.link
+            self._context.emit(Fence(participant.name, participant.number, event.link))
+
+    def fenced(self, event: AgentFenced) -> None:
+        """Older epochs are shut out: now XA RECOVER tells the truth."""
+        participant = self._move(event.participant, event.link, ParticipantTrigger.FENCED)
+        if participant is not None:
+            participant.server, participant.witness = event.server, event.witness
+            participant.address = event.address
+            self._context.emit(Attach(participant.name, event.link))
+            self._context.emit(Scan(participant.name, event.link, fenced=True))
+
+    def held(self, event: AgentHeld) -> None:
+        """The agent knows a later past than we do: nothing may be resolved there."""
+        participant = self._move(event.participant, event.link, ParticipantTrigger.HELD)
+        if participant is None:
+            return
+        participant.tried = True
+        participant.last_error = f"{event.reason.value}: {event.message}"
+        self._context.alert(AlertKind.HOLD, participant.last_error, participant=participant.name)
+        self._context.emit(Scan(participant.name, event.link, fenced=False))
+
+    def lost(self, event: AgentLost, now: float) -> None:
+        """The connection broke or could not be made."""
+        participant = self._move(event.participant, event.link, ParticipantTrigger.LOST)
+        if participant is None:
+            return
+        participant.tried = True
+        if participant.state is not ParticipantState.HOLD:
+            participant.last_error = event.error
+        self._two_phase.participant_lost(participant.name, now)
+
+    def scanned(self, event: AgentScanned, now: float) -> None:
+        """XA RECOVER has answered: reconcile."""
+        known = self._context.participants.get(event.participant)
+        was_up = known is not None and known.state is ParticipantState.UP
+        participant = self._move(event.participant, event.link, ParticipantTrigger.SCANNED)
+        if participant is None:
+            return
+        items = self.plan(participant, event.prepared)
+        self._count(participant, event, items, now)
+        self._context.timers.add(
+            now + self._context.settings.rescan_every, TimerKind.RESCAN, participant=participant.name
+        )
+        participant.tried = True
+        if participant.state is ParticipantState.HOLD:
+            return
+        participant.last_error = ""
+        adopted = False
+        for item in items:
+            if item.action is Action.ROLLBACK and item.reason is PlanReason.PRESUMED_ABORT:
+                adopted = self._adopt_orphan(participant, item.xid, now) or adopted
+            elif item.action is Action.HOLD:
+                self._context.alert(
+                    AlertKind.HOLD, item.reason.value, gtrid=str(item.xid), participant=participant.name
+                )
+        if not was_up or adopted:
+            self._two_phase.participant_up(participant.name)
+
+    def plan(self, participant: Participant, prepared: tuple[Xid, ...]) -> list[PlanItem]:
+        """What to do with each prepared branch; the same function for the scan and for people."""
+        context = self._context
+        knowledge = Knowledge(
+            context.settings.coordinator_id,
+            context.epoch,
+            context.counter + 1,
+            context.open.get,
+            lambda gtrid: gtrid in context.memory.ended,
+        )
+        on_hold = participant.state is ParticipantState.HOLD
+        return plan(knowledge, participant.name, participant.number, on_hold, prepared)
+
+    def _count(
+        self, participant: Participant, event: AgentScanned, items: list[PlanItem], now: float
+    ) -> None:
+        foreign = (PlanReason.FOREIGN, PlanReason.OTHER_COORDINATOR)
+        known = (PlanReason.COMMIT_RECORD, PlanReason.ROLLBACK_DECIDED)
+        unexplained = (PlanReason.EPOCH_AHEAD_OF_LOG, PlanReason.PARTICIPANT_ON_HOLD)
+        participant.scanned_at = now
+        participant.foreign = sum(item.reason in foreign for item in items)
+        participant.in_doubt = sum(item.reason in known for item in items)
+        participant.orphans = sum(
+            item.reason in unexplained or item.reason is PlanReason.PRESUMED_ABORT for item in items
+        )
+        participant.blocked_sessions = event.blocked_sessions
+        participant.ghosts = event.ghosts
+
+    def _adopt_orphan(self, participant: Participant, xid: Xid, now: float) -> bool:
+        """A prepared branch of ours without a COMMIT record: roll it back like any other transaction."""
+        context = self._context
+        id_ = xid.ours()
+        assert id_ is not None
+        gtrid = str(id_)
+        transaction = context.open.get(gtrid)
+        if transaction is None:
+            transaction = recovered_transaction(gtrid, id_, now)
+            transaction.rejection = Rejection(Reason.PRESUMED_ABORT, PlanReason.PRESUMED_ABORT.value)
+            context.open[gtrid] = transaction
+            message = "prepared branch without a COMMIT record: rolling it back"
+            context.alert(AlertKind.ORPHAN, message, gtrid=gtrid, participant=participant.name)
+        if participant.name in transaction.branches:
+            return False
+        transaction.branches[participant.name] = Branch(
+            participant.name, participant.number, BranchState.PREPARED
+        )
+        return True
+
+    def rescan(self, name: str) -> None:
+        """The pause between scans is over."""
+        participant = self._context.participants[name]
+        if participant.state in (ParticipantState.UP, ParticipantState.HOLD):
+            fenced = participant.state is ParticipantState.UP
+            self._context.emit(Scan(name, participant.link, fenced))
+
+    def enlisted(self, event: BranchEnlisted, now: float) -> None:
+        """A client's first statement has started a branch at an agent."""
+        context = self._context
+        participant = context.participants.get(event.participant)
+        if participant is None or event.link != participant.link:
+            return
+        transaction = context.open.get(event.gtrid)
+        refusal = self._refuse_branch(transaction, participant, now)
+        remaining = max(0.0, transaction.deadline - now) if transaction else 0.0
+        answer = Enlisted(refusal is None, refusal, remaining)
+        context.emit(Send(participant.name, event.gtrid, answer))
+        if transaction is None or refusal is Reason.TRANSACTION_NOT_ACTIVE:
+            return
+        if refusal is not None:
+            message = "a branch was started twice" if refusal is Reason.BRANCH_LOST else "too many branches"
+            self._two_phase.reject(transaction, Rejection(refusal, message, participant.name), now)
+            return
+        context.move(transaction, Trigger.ENLISTED, now)
+        transaction.branches[participant.name] = Branch(
+            participant.name, participant.number, BranchState.ACTIVE
+        )
+        transaction.note(now, "enlisted", participant.name)
+
+    def _refuse_branch(
+        self, transaction: Transaction | None, participant: Participant, now: float
+    ) -> Reason | None:
+        if transaction is None:
+            return Reason.TRANSACTION_NOT_ACTIVE
+        if transaction.state is not State.ACTIVE or now >= transaction.deadline:
+            return Reason.TRANSACTION_NOT_ACTIVE
+        if participant.state is not ParticipantState.UP:
+            return Reason.TRANSACTION_NOT_ACTIVE
+        if participant.name in transaction.branches:
+            return Reason.BRANCH_LOST  # the first one is gone, and its work with it
+        if len(transaction.branches) >= self._context.settings.max_branches:
+            return Reason.TOO_MANY_BRANCHES
+        return None
+
+
+def recovered_transaction(gtrid: str, id_: Gtrid, begun_at: float) -> Transaction:
+    """A transaction without a COMMIT record, found after a restart."""
+    return Transaction(
+        gtrid,
+        id_,
+        begun_at=begun_at,
+        deadline=begun_at,
+        entered_at=begun_at,
+        state=State.ROLLING_BACK,
+        decision=Decision.ROLLBACK,
+        recovered=True,
+    )

@@ -1,0 +1,133 @@
+"""Reconcile: a pure function from (what the log knows, what a scan lists) to a plan with reasons.
+
+For each prepared branch that XA RECOVER lists:
+
+1. not our shape (formatID, gtrid, bqual)             -> leave  FOREIGN
+2. another coordinator's id                           -> leave  OTHER_COORDINATOR
+3. another participant's number (two on one server)   -> leave  OTHER_PARTICIPANT
+4. the participant is on HOLD                         -> hold   PARTICIPANT_ON_HOLD
+5. epoch or counter that our log has never given      -> hold   EPOCH_AHEAD_OF_LOG
+6. a transaction that is open here:
+   a. decided to commit, durably                      -> commit COMMIT_RECORD
+   b. decided to roll back                            -> rollback ROLLBACK_DECIDED (recovered: PRESUMED_ABORT)
+   c. ended by others, kept until FORGET              -> leave  HEURISTIC_RECORDED
+   d. still voting, or the decision not yet on disk   -> leave  LIVE_IN_THIS_EPOCH
+7. it ended while the scan ran                        -> leave  ENDED_MEANWHILE
+8. otherwise                                          -> rollback PRESUMED_ABORT
+
+Why 8 is safe: a COMMIT record is on disk before any branch hears it and stays until every branch
+has acknowledged; so a prepared branch without one was never told to commit. The order fence -> scan
+-> reconcile guarantees that no older process can still decide (xa-facts: late PREPARE).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from coordinator.core.states import State
+from coordinator.core.transaction import Transaction
+from dtp import Gtrid, Xid
+
+
+class Action(Enum):
+    """What to do with a prepared branch."""
+
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+    LEAVE = "leave"
+    HOLD = "hold"
+
+
+class PlanReason(Enum):
+    """Why. The value explains it to people."""
+
+    FOREIGN = "not an XID of xacoord; its owner must finish it"
+    OTHER_COORDINATOR = "belongs to another coordinator"
+    OTHER_PARTICIPANT = "belongs to another participant on the same server"
+    PARTICIPANT_ON_HOLD = "the participant remembers another log or a higher epoch than this log knows"
+    EPOCH_AHEAD_OF_LOG = "this log never gave that id: the log was lost or restored; nothing is rolled back"
+    COMMIT_RECORD = "the log has its COMMIT record"
+    ROLLBACK_DECIDED = "decided to roll back; no COMMIT record exists"
+    HEURISTIC_RECORDED = "others ended part of it; waits for an operator's forget"
+    LIVE_IN_THIS_EPOCH = "its transaction is open and not yet decided"
+    ENDED_MEANWHILE = "its transaction ended while the scan ran"
+    PRESUMED_ABORT = "no COMMIT record: it was never decided to commit"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanItem:
+    """One prepared branch, what to do and why."""
+
+    participant: str
+    xid: Xid
+    action: Action
+    reason: PlanReason
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What the log and the live state know.
+
+    Attributes:
+        next_counter: the counter that this epoch gives next.
+        find: an open transaction by gtrid, or None.
+        ended_since: whether a gtrid has ended recently (later than any scan under way began).
+    """
+
+    coordinator_id: str
+    epoch: int
+    next_counter: int
+    find: Callable[[str], Transaction | None]
+    ended_recently: Callable[[str], bool]
+
+
+def plan(
+    knowledge: Knowledge, participant: str, number: int, on_hold: bool, prepared: Iterable[Xid]
+) -> list[PlanItem]:
+    """What to do with each prepared branch of one participant's scan."""
+    return [_judge(knowledge, participant, number, on_hold, xid) for xid in prepared]
+
+
+def _judge(knowledge: Knowledge, participant: str, number: int, on_hold: bool, xid: Xid) -> PlanItem:
+    def item(action: Action, reason: PlanReason) -> PlanItem:
+        return PlanItem(participant, xid, action, reason)
+
+    id_ = xid.ours()
+    if id_ is None:
+        return item(Action.LEAVE, PlanReason.FOREIGN)
+    if id_.coordinator_id != knowledge.coordinator_id:
+        return item(Action.LEAVE, PlanReason.OTHER_COORDINATOR)
+    if xid.number != number:
+        return item(Action.LEAVE, PlanReason.OTHER_PARTICIPANT)
+    if on_hold:
+        return item(Action.HOLD, PlanReason.PARTICIPANT_ON_HOLD)
+    if _ahead(knowledge, id_):
+        return item(Action.HOLD, PlanReason.EPOCH_AHEAD_OF_LOG)
+    gtrid = str(id_)
+    transaction = knowledge.find(gtrid)
+    if transaction is not None:
+        return item(*_of_open(transaction))
+    if knowledge.ended_recently(gtrid):
+        return item(Action.LEAVE, PlanReason.ENDED_MEANWHILE)
+    return item(Action.ROLLBACK, PlanReason.PRESUMED_ABORT)
+
+
+def _ahead(knowledge: Knowledge, id_: Gtrid) -> bool:
+    if id_.epoch != knowledge.epoch:
+        return id_.epoch > knowledge.epoch
+    return id_.counter >= knowledge.next_counter
+
+
+def _of_open(transaction: Transaction) -> tuple[Action, PlanReason]:
+    match transaction.state:
+        case State.COMMITTING if transaction.durable:
+            return Action.COMMIT, PlanReason.COMMIT_RECORD
+        case State.ROLLING_BACK if transaction.durable:
+            recovered = transaction.recovered
+            return Action.ROLLBACK, PlanReason.PRESUMED_ABORT if recovered else PlanReason.ROLLBACK_DECIDED
+        case State.HEURISTIC:
+            return Action.LEAVE, PlanReason.HEURISTIC_RECORDED
+        case _:
+            return Action.LEAVE, PlanReason.LIVE_IN_THIS_EPOCH

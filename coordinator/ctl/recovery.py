@@ -1,0 +1,121 @@
+"""`coordctl recover`: the plan for every prepared branch, with its reason, and carrying it out.
+
+It needs no confirmation: it does only what the log says, as the coordinator itself does at start and at every
+scan, and repeating it changes nothing. Decisions of people are `coordctl resolve`'s.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from coordinator.ctl import documents
+from coordinator.ctl.client import Client
+from coordinator.ctl.errors import CtlError, ExitCode
+from coordinator.ctl.logfiles import require
+from coordinator.ctl.options import Settings, config_option, offline_option, output_option
+from coordinator.ctl.output import Screen, View, emit
+
+if TYPE_CHECKING:
+    from coordinator.v1 import admin_pb2
+
+_RECOVER_SECONDS = 60.0
+_ACTIONS = ("commit", "rollback", "leave", "hold")
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only print the plan.")
+@click.option(
+    "-p", "--participant", "names", multiple=True, metavar="NAME", help="Only this one; can be repeated."
+)
+@offline_option
+@config_option
+@output_option
+@click.pass_obj
+def recover(
+    settings: Settings,
+    dry_run: bool,
+    names: tuple[str, ...],
+    offline: bool,
+    config_path: Path | None,
+    form: str,
+) -> None:
+    """Finish the prepared branches as the log says.
+
+    The participants are scanned and every prepared branch gets an action with its reason: commit, rollback,
+    leave, or hold. Repeating it is harmless, so nothing is asked. With --offline a stopped coordinator's
+    directory is used, and the participants are reached as its configuration says.
+
+    Exit code 69 when a participant could not be scanned; the others are dealt with.
+    """
+    require(offline, config=config_path)
+    if config_path is not None:
+        from coordinator import offline as log_directory
+
+        response = log_directory.recover(config_path, apply=not dry_run, participants=list(names))
+    else:
+        from coordinator.v1 import admin_pb2
+
+        with Client(settings, "coordctl recover --offline --config FILE", _RECOVER_SECONDS) as client:
+            request = admin_pb2.RecoverRequest(apply=not dry_run, participants=names)
+            response = client.call(client.admin.Recover, request)
+    emit(_view(response, applied=not dry_run), form)
+    _report_scans(response)
+
+
+def _view(response: admin_pb2.RecoverResponse, applied: bool) -> View:
+    document = documents.plan(response, applied)
+
+    def draw(screen: Screen) -> None:
+        screen.table(
+            ["PARTICIPANT", "XID", "ACTION", "REASON", "RESULT", "EXPLANATION"],
+            [
+                [
+                    item["participant"],
+                    _xid_text(item),
+                    item["action"],
+                    item["reason"],
+                    item["result"] or "",
+                    item["explanation"],
+                ]
+                for item in document["items"]
+            ],
+            empty="no prepared branches",
+        )
+        screen.line()
+        screen.line(_summary(document))
+
+    return View(document, draw)
+
+
+def _xid_text(item: dict[str, Any]) -> str:
+    """Ours as gtrid and number; any other as XA COMMIT would take it."""
+    if item["gtrid"] is not None:
+        return f"{item['gtrid']} {item['number']}"
+    return f"X'{item['gtrid_hex']}',X'{item['bqual_hex']}',{item['format_id']}"
+
+
+def _summary(document: documents.Document) -> str:
+    counts = Counter(item["action"] for item in document["items"])
+    others = sorted(set(counts) - set(_ACTIONS))
+    planned = ", ".join(f"{counts[action]} {action}" for action in (*_ACTIONS, *others))
+    scanned = sum(scan["scanned"] for scan in document["scans"])
+    lead = "carried out" if document["applied"] else "plan, nothing was changed"
+    return f"{lead}: {planned}; {scanned} of {len(document['scans'])} participants scanned"
+
+
+def _report_scans(response: admin_pb2.RecoverResponse) -> None:
+    missed = [
+        f"{scan.participant} ({scan.error or 'no reason given'})"
+        for scan in response.scans
+        if not scan.scanned
+    ]
+    if missed:
+        raise CtlError(
+            "PARTICIPANT_UNAVAILABLE",
+            f"not scanned, so nothing was done there: {', '.join(missed)}; run it again when it is back",
+            ExitCode.UNAVAILABLE,
+        )

@@ -1,0 +1,481 @@
+"""Agent: one participant's agent: fences, links, branches and what has to happen now and then.
+
+Lifecycle:
+ 1. connect the control connection, find out the server, create the agent's tables, preflight;
+ 2. take the participant's lock and end the sessions of a former agent (core/sessions.py);
+ 3. load the fences; serve.
+When the control connection is lost, serving stops, every branch that was not prepared is gone with its
+session, and 2 and 3 are done again. Prepared branches stay on the server; commands finish them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from dtp import BranchState, Gtrid, Reason, XacoordError
+from dtp.xid import MAX_EPOCH, MAX_PARTICIPANT_NUMBER, is_coordinator_id
+from participant_agent import store
+from participant_agent.branches import Branches, names_of
+from participant_agent.config import Config
+from participant_agent.control import Control, StartError
+from participant_agent.core import preflight, recovery
+from participant_agent.core.effects import Ok
+from participant_agent.core.engine import Engine
+from participant_agent.core.errors import Failure
+from participant_agent.core.finish import Finished
+from participant_agent.core.preflight import Check, Severity
+from participant_agent.core.recovery import Fenced, Scanned
+from participant_agent.core.registry import Execute, Perform, Refuse, Rollback
+from participant_agent.core.resolve import Evidence
+from participant_agent.core.work import Statement, Voted
+from participant_agent.link import Link, report_message
+from participant_agent.pool import Pool, with_raw_cells
+from participant_agent.session import Session, Target
+from participant_agent.v1 import participant_agent_pb2 as pb
+from shell.failpoints import Failpoints
+
+FINISHERS = 16
+_GRACE_SECONDS = 2.0
+_TICK_SECONDS = 0.25
+_TRIM_EVERY = 120
+_ENLIST_SECONDS = 10.0
+_CONTROL_SECONDS = 10.0
+_PURGE_PAUSE_SECONDS = 0.02
+
+
+class PreflightError(StartError):
+    """The server is not fit; `checks` has the findings."""
+
+    def __init__(self, checks: list[Check]) -> None:
+        refusals = [f"{c.name}: {c.found}; {c.fix}" for c in checks if c.severity is Severity.REFUSE]
+        super().__init__("the server is refused: " + " | ".join(refusals))
+        self.checks = checks
+
+
+def target_of(config: Config) -> Target:
+    """How sessions connect, and what they set up."""
+    mysql, sessions = config.mysql, config.sessions
+    arguments: dict[str, Any] = {
+        "user": mysql.user,
+        "password": mysql.secret(),
+        "connect_timeout": mysql.connect_timeout_seconds,
+    }
+    if mysql.unix_socket:
+        arguments["unix_socket"] = mysql.unix_socket
+    else:
+        arguments |= {"host": mysql.host, "port": mysql.port}
+    if mysql.database:
+        arguments["database"] = mysql.database
+    set_up = [
+        f"SET SESSION lock_wait_timeout = {sessions.lock_wait_seconds}, "
+        f"innodb_lock_wait_timeout = {sessions.lock_wait_seconds}, time_zone = '+00:00'"
+    ]
+    if sessions.isolation:
+        set_up.append(f"SET SESSION TRANSACTION ISOLATION LEVEL {sessions.isolation.replace('-', ' ')}")
+    limits = config.limits
+    return Target(
+        arguments, tuple(set_up), sessions.statement_timeout_seconds, limits.result_rows, limits.result_bytes
+    )
+
+
+class Agent:
+    """One participant's agent. `await start()`, then the methods behind the service, then `await stop()`."""
+
+    def __init__(self, config: Config, failpoints: Failpoints | None, log: Any) -> None:
+        self.config = config
+        self.log = log
+        name, target, sessions = config.agent.participant, target_of(config), config.sessions
+        self.control = Control(with_raw_cells(target, _CONTROL_SECONDS), name, failpoints, log)
+        wait = sessions.acquire_timeout_seconds
+        self.workers = Pool(target, name, 0, sessions.max, sessions.warm, wait)
+        self.finishers = Pool(target, name, sessions.max, FINISHERS, 2, wait)
+        self.fences: dict[str, Fenced] = {}
+        self.links: dict[str, Link] = {}
+        self.branches = Branches(
+            self.control,
+            self.workers,
+            self.finishers,
+            names_of(lambda: self.engine, lambda c: self.fences[c].number, self._evidence),
+            self._report,
+            log,
+        )
+        self.serving = asyncio.Event()
+        self.draining = False
+        self._fencing = asyncio.Lock()
+        self._background: list[asyncio.Task[None]] = []
+        self._purging: dict[str, str] = {}
+        self._unseen_logged = False
+
+    # -- lifecycle
+    # --------------------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine:
+        """The server's make."""
+        assert self.control.server is not None
+        return self.control.server.engine
+
+    @property
+    def backslash_escapes(self) -> bool:
+        """How the server reads backslashes in literals."""
+        server = self.control.server
+        return server is None or "NO_BACKSLASH_ESCAPES" not in server.sql_mode
+
+    async def start(self) -> list[Check]:
+        """Make this the participant's agent; returns what preflight found.
+
+        Raises:
+            PreflightError: the server is not fit.
+            StartError: another agent holds the participant.
+            ConnectError: the server cannot be reached.
+        """
+        await self.control.connect()
+        checks = await self.check()
+        if any(check.severity is Severity.REFUSE for check in checks):
+            raise PreflightError(checks)
+        ended = await self.control.take_over()
+        await self._begin_serving()
+        self.log.info("serving", ended_sessions=ended, engine=self.engine.value)
+        loop = asyncio.get_running_loop()
+        self._background = [
+            loop.create_task(self.control.keep(self._control_lost, self._begin_serving)),
+            loop.create_task(self._tick()),
+        ]
+        return checks
+
+    async def check(self) -> list[Check]:
+        """Create the tables where they are missing and run preflight on the connected control connection."""
+        assert self.control.server is not None
+        await self.control.drive(store.create(self.config.mysql.schema))
+        return await self.control.drive(
+            preflight.preflight(self.control.server, self.config.mysql.schema, self.config.preflight.allow)
+        )
+
+    async def _begin_serving(self) -> None:
+        assert self.control.server is not None
+        schema, participant = self.config.mysql.schema, self.config.agent.participant
+        for pool in (self.workers, self.finishers):
+            pool.retarget(self.control.connection_id, self.control.server.net_buffer_length)
+        fences = await self.control.drive(recovery.load_fences(schema, participant))
+        for fence in fences.values():
+            self.fences[fence.coordinator_id] = await self._mark_unprovable(fence)
+        self.serving.set()
+
+    async def _mark_unprovable(self, fence: Fenced) -> Fenced:
+        """Where witness rows are off, the absence of one proves nothing from here on, and that must be
+        durable."""
+        if self.config.witness.enabled:
+            return fence
+        wanted = Fenced(
+            fence.coordinator_id,
+            fence.number,
+            fence.epoch,
+            fence.log_identity,
+            recovery.unprovable_below(fence.coordinator_id, fence.epoch),
+        )
+        schema, participant = self.config.mysql.schema, self.config.agent.participant
+        return await self.control.drive(recovery.fence(schema, participant, wanted))
+
+    def _control_lost(self) -> None:
+        self.log.warning("control connection lost; not serving")
+        self.serving.clear()
+        for link in list(self.links.values()):
+            link.close(XacoordError(Reason.SERVER_UNAVAILABLE, "the agent lost its server"))
+        self.links.clear()
+        for entry in list(self.branches.registry.entries.values()):
+            if isinstance(entry.session, Session):
+                entry.session.close()
+            if entry.running is None:
+                self.workers.discard(entry.session) if isinstance(entry.session, Session) else None
+                entry.session = None
+            if entry.state is BranchState.ACTIVE:
+                entry.doom = entry.doom or Failure(Reason.BRANCH_LOST, "the agent lost its server")
+                if entry.running is None:
+                    self._roll_back(entry.gtrid, entry.coordinator_id, entry.epoch)
+
+    def _roll_back(self, gtrid: str, coordinator_id: str, epoch: int) -> None:
+        self.branches.command(gtrid, coordinator_id, epoch, Rollback(own=True))
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        ticks = 0
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            ticks += 1
+            for entry in self.branches.registry.overdue(loop.time()):
+                entry.deadline = None
+                entry.doom = entry.doom or Failure(Reason.DEADLINE_PASSED, "the transaction's deadline passed")
+                self._roll_back(entry.gtrid, entry.coordinator_id, entry.epoch)
+            if ticks % _TRIM_EVERY == 0:
+                self.workers.trim()
+                self.finishers.trim()
+
+    async def stop(self) -> None:
+        """End in order: no new calls, let commands end, roll back what is ACTIVE, close."""
+        self.draining = True
+        await self.branches.drain(10.0)
+        for link in list(self.links.values()):
+            link.close(XacoordError(Reason.DRAINING, "the agent is stopping"))
+        for task in self._background:
+            task.cancel()
+        self.serving.clear()
+        self.control.close()
+
+    def _require_serving(self) -> None:
+        if self.draining:
+            raise XacoordError(Reason.DRAINING, "the agent is stopping; retry when it is back")
+        if not self.serving.is_set():
+            raise XacoordError(Reason.SERVER_UNAVAILABLE, "the agent has no connection to its server; retry")
+
+    # -- fences
+    # -----------------------------------------------------------------------------------------------------
+
+    def server_info(self) -> pb.ServerInfo:
+        """What coordinators want to know about the server."""
+        server = self.control.server
+        assert server is not None
+        return pb.ServerInfo(
+            engine=server.engine.value,
+            version=server.version,
+            identity=server.identity,
+            witness=self.config.witness.enabled,
+            address=self.config.address,
+        )
+
+    def _evidence(self, coordinator_id: str) -> Evidence:
+        fence = self.fences.get(coordinator_id)
+        return Evidence(self.config.witness_table, fence.purged_to if fence else "")
+
+    async def fence(self, request: pb.FenceRequest) -> int:
+        """Raise the fence and end what works below it; returns how many sessions were ended."""
+        self._require_serving()
+        check_identity(request.coordinator_id, request.epoch, request.log_identity)
+        if request.participant != self.config.agent.participant:
+            raise XacoordError(
+                Reason.PARTICIPANT_MISMATCH,
+                f"this agent speaks for participant {self.config.agent.participant!r}; check its address",
+                metadata={"participant": self.config.agent.participant},
+            )
+        if request.number > MAX_PARTICIPANT_NUMBER:
+            raise XacoordError(Reason.INVALID_REQUEST, f"number must be 0 to {MAX_PARTICIPANT_NUMBER}")
+        purged_to = ""
+        if not self.config.witness.enabled:
+            purged_to = recovery.unprovable_below(request.coordinator_id, request.epoch)
+        wanted = Fenced(request.coordinator_id, request.number, request.epoch, request.log_identity,
+        purged_to) async with self._fencing:
+            schema, participant = self.config.mysql.schema, self.config.agent.participant
+            remembered = await self.control.drive(recovery.fence(schema, participant, wanted))
+            self.fences[request.coordinator_id] = remembered
+            link = self.links.get(request.coordinator_id)
+            if link is not None and link.epoch < request.epoch:
+                del self.links[request.coordinator_id]
+                link.close(XacoordError(Reason.STALE_EPOCH, f"epoch {request.epoch} was fenced"))
+            return await self.branches.drop_lower_epochs(request.coordinator_id, request.epoch)
+
+    def attach(self, hello: pb.Hello) -> Link:
+        """A coordinator's new stream; an older one ends. Raises XacoordError where the hello is not the
+        fence's."""
+        self._require_serving()
+        check_identity(hello.coordinator_id, hello.epoch, hello.log_identity)
+        fence = self._fence_of(hello.coordinator_id, hello.epoch)
+        if fence.log_identity != hello.log_identity:
+            raise XacoordError(Reason.LOG_IDENTITY_CHANGED, "the log identity is not the fenced one")
+        older = self.links.pop(hello.coordinator_id, None)
+        if older is not None:
+            older.close(XacoordError(Reason.STALE_EPOCH, "a newer stream of this coordinator was attached"))
+        link = Link(hello.coordinator_id, hello.epoch)
+        self.links[hello.coordinator_id] = link
+        return link
+
+    def detach(self, link: Link) -> None:
+        """The stream ended. Branches stay; those of clients end with their deadline."""
+        link.close(XacoordError(Reason.COORDINATOR_UNAVAILABLE, "the stream ended"))
+        if self.links.get(link.coordinator_id) is link:
+            del self.links[link.coordinator_id]
+
+    def _fence_of(self, coordinator_id: str, epoch: int) -> Fenced:
+        fence = self.fences.get(coordinator_id)
+        if fence is None:
+            raise XacoordError(Reason.UNKNOWN_EPOCH, f"coordinator {coordinator_id} never fenced this agent")
+        if epoch != fence.epoch:
+            reason = Reason.STALE_EPOCH if epoch < fence.epoch else Reason.UNKNOWN_EPOCH
+            raise XacoordError(
+                reason,
+                f"epoch {epoch} is not the fenced one, {fence.epoch}",
+                metadata={"remembered_epoch": str(fence.epoch)},
+            )
+        return fence
+
+    def _report(self, coordinator_id: str, gtrid: str, result: Voted | Finished) -> None:
+        link = self.links.get(coordinator_id)
+        if link is not None:
+            link.put(report_message(gtrid, result))
+
+    # -- clients
+    # ----------------------------------------------------------------------------------------------------
+
+    async def execute(self, gtrid: str, statements: tuple[Statement, ...], read_only: bool) -> Sequence[Ok]:
+        """Run a client's statements; their results.
+
+        Cancelling the call kills the statement and dooms the branch.
+        """
+        self._require_serving()
+        parsed = Gtrid.parse(gtrid)
+        self._fence_of(parsed.coordinator_id, parsed.epoch)
+        link = self.links.get(parsed.coordinator_id)
+        if link is None:
+            raise XacoordError(
+                Reason.COORDINATOR_UNAVAILABLE, "the coordinator is not attached to this agent; retry",
+            gtrid=gtrid )
+        command = Execute(statements, read_only)
+        action = self.branches.registry.arrive(gtrid, parsed.coordinator_id, parsed.epoch, command)
+        if isinstance(action, Refuse):
+            raise _as_error(action.failure, gtrid)
+        assert isinstance(action, Perform)
+        entry = action.entry
+        working = asyncio.ensure_future(self._execute(action, command, link))
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            entry.doom = entry.doom or Failure(Reason.BRANCH_LOST, "the client cancelled its call")
+            self.branches.spawn(self.branches.kill(entry))
+            working.add_done_callback(lambda task: task.cancelled() or task.exception())
+            raise
+
+    async def _execute(self, action: Perform, command: Execute, link: Link) -> Sequence[Ok]:
+        entry = action.entry
+        enlisting = link.enlist(entry.gtrid) if entry.work is None else None
+        try:
+            worked = await self.branches.statements(entry, command)
+            if worked.failure is None and enlisting is not None:
+                refusal = await self._accepted(enlisting)
+                if refusal is not None:
+                    entry.doom = entry.doom or refusal
+                if entry.doom is not None:
+                    worked = await self.branches.give_up(entry, worked)
+            if worked.failure is not None:
+                raise _as_error(worked.failure, entry.gtrid)
+            if enlisting is not None:
+                remaining = enlisting.result().remaining_milliseconds / 1000
+                entry.deadline = asyncio.get_running_loop().time() + remaining + _GRACE_SECONDS
+            return worked.results
+        finally:
+            self.branches.finish_command(entry)
+
+    async def _accepted(self, enlisting: asyncio.Future[pb.Enlisted]) -> Failure | None:
+        """None where the coordinator accepted the branch, else why not."""
+        try:
+            answer = await asyncio.wait_for(asyncio.shield(enlisting), _ENLIST_SECONDS)
+        except TimeoutError:
+            return Failure(Reason.COORDINATOR_UNAVAILABLE, "the coordinator did not answer in time")
+        except XacoordError as error:
+            return Failure(error.reason, error.message)
+        if answer.accepted:
+            return None
+        known = answer.reason in Reason.__members__
+        reason = Reason(answer.reason) if known else Reason.TRANSACTION_NOT_ACTIVE
+        return Failure(reason, "the coordinator did not accept the branch: the transaction is not active")
+
+    # -- recovery
+    # ---------------------------------------------------------------------------------------------------
+
+    async def scan(self, coordinator_id: str, epoch: int) -> Scanned:
+        """What XA RECOVER lists. `epoch` 0: an inspection."""
+        self._require_serving()
+        if epoch:
+            self._fence_of(coordinator_id, epoch)
+        sessions = [e.session for e in self.branches.registry.entries.values() if e.state is
+        BranchState.PREPARED] owners = tuple(s.connection_id for s in sessions if isinstance(s, Session))
+        scanned = await self.control.drive(recovery.scan(self.engine, owners))
+        if scanned.unseen and not self._unseen_logged:
+            self._unseen_logged = True
+            self.log.warning("the account lacks privileges for part of a scan", unseen=scanned.unseen)
+        return scanned
+
+    async def lookup(self, coordinator_id: str, gtrids: Sequence[str]) -> list[str]:
+        """Evidence about transactions, one a gtrid."""
+        self._require_serving()
+        if len(gtrids) > 1000:
+            raise XacoordError(Reason.INVALID_REQUEST, f"{len(gtrids)} gtrids; a lookup takes at most 1,000")
+        for gtrid in gtrids:
+            if Gtrid.parse(gtrid).coordinator_id != coordinator_id:
+                raise XacoordError(Reason.INVALID_GTRID, "a gtrid of another coordinator", gtrid=gtrid)
+        fence = self.fences.get(coordinator_id)
+        if fence is None:
+            return [recovery.Lookup.NONE for _ in gtrids]
+        before = set(self.branches.registry.entries)
+        evidence = await self.control.drive(
+            recovery.lookup(
+                self.engine, self.config.witness_table, fence.purged_to, fence.number,
+            tuple(dict.fromkeys(gtrids)) )
+        )
+        live = before | set(self.branches.registry.entries)
+        undecided, committed = recovery.Lookup.UNDECIDED, recovery.Lookup.COMMITTED
+        return [undecided if g in live and evidence[g] != committed else evidence[g] for g in gtrids]
+
+    # -- purging
+    # ----------------------------------------------------------------------------------------------------
+
+    def purge_below(self, coordinator_id: str, below: str) -> None:
+        """Purge witness rows lazily; a purge that runs goes on to the newest bound."""
+        if Gtrid.parse(below).coordinator_id != coordinator_id:
+            raise XacoordError(Reason.INVALID_GTRID, "purge_below is another coordinator's")
+        self.branches.registry.forget_below(coordinator_id, below)
+        running = coordinator_id in self._purging
+        self._purging[coordinator_id] = max(below, self._purging.get(coordinator_id, ""))
+        if not running:
+            self.branches.spawn(self._purge(coordinator_id))
+
+    async def _purge(self, coordinator_id: str) -> None:
+        done = ""
+        try:
+            while done < self._purging[coordinator_id]:
+                done = self._purging[coordinator_id]
+                await self._purge_to(coordinator_id, done)
+        except XacoordError as error:
+            self.log.warning("purge given up until the next", reason=error.reason.value)
+        finally:
+            del self._purging[coordinator_id]
+
+    async def _purge_to(self, coordinator_id: str, below: str) -> None:
+        fence, schema = self.fences[coordinator_id], self.config.mysql.schema
+        participant, table = self.config.agent.participant, f"{schema}.witness"
+        if fence.purged_to < below:
+            # Remembered here before there: a smaller claim is always true.
+            self.fences[coordinator_id] = Fenced(
+                fence.coordinator_id, fence.number, fence.epoch, fence.log_identity, below
+            )
+        session = await self.finishers.acquire()
+        clean = False
+        try:
+            store_bound = recovery.raise_purged_to(schema, participant, coordinator_id, below)
+            await self.control.drive(store_bound, session)
+            deleted = 1
+            while deleted:
+                batch = recovery.purge_batch(table, fence.number, coordinator_id, below)
+                deleted = await self.control.drive(batch, session)
+                await asyncio.sleep(_PURGE_PAUSE_SECONDS)
+            clean = True
+        finally:
+            (self.finishers.release if clean else self.finishers.discard)(session)
+
+
+def _as_error(failure: Failure, gtrid: str) -> XacoordError:
+    metadata = {}
+    if failure.errno:
+        metadata["errno"] = str(failure.errno)
+    if failure.statement is not None:
+        metadata["statement"] = str(failure.statement)
+    return XacoordError(failure.reason, failure.message, gtrid=gtrid, metadata=metadata)
+
+
+def check_identity(coordinator_id: str, epoch: int, log_identity: bytes) -> None:
+    """Raise INVALID_REQUEST where a coordinator does not name itself properly."""
+    if not is_coordinator_id(coordinator_id):
+        raise XacoordError(Reason.INVALID_REQUEST, "coordinator_id must have 4 characters of [0-9a-z]")
+    if not 1 <= epoch <= MAX_EPOCH:
+        raise XacoordError(Reason.INVALID_REQUEST, f"epoch must be 1 to {MAX_EPOCH}")
+    if len(log_identity) != 16:
+        raise XacoordError(Reason.INVALID_REQUEST, "log_identity must have 16 bytes")

@@ -1,0 +1,412 @@
+"""Branches: performs what the registry says, one task a command.
+
+A command arrives, the registry says perform, queue, interrupt or answer; performing means: get a session,
+drive a procedure of core/, settle session and state by its result, report. Nothing is decided here.
+
+Crash windows: before the report of a vote OK is sent the branch is prepared durably; if we die in between,
+the coordinator hears nothing and rolls back. A vote whose branch is in doubt is reported at once, and the
+branch is rolled back by our own `Rollback` for as long as it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from dtp import BranchEvent, BranchState, Reason, Vote, XacoordError, Xid
+from participant_agent.control import Control
+from participant_agent.core import finish, work
+from participant_agent.core.effects import Lost
+from participant_agent.core.errors import Failure
+from participant_agent.core.finish import Branch, Finished, SessionUse, State
+from participant_agent.core.registry import (
+    Action,
+    Answer,
+    Command,
+    Commit,
+    Ended,
+    EndedAs,
+    Entry,
+    Execute,
+    Interrupt,
+    Perform,
+    Prepare,
+    Registry,
+    Rollback,
+    Run,
+)
+from participant_agent.core.resolve import Evidence
+from participant_agent.core.sessions import end_session
+from participant_agent.core.work import Fate, Voted, Work, Worked
+from participant_agent.pool import Pool
+from participant_agent.session import Session
+
+_E = BranchEvent
+_ROLLBACK_BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
+_LOST = Failure(Reason.BRANCH_LOST, "the agent lost the branch's session")
+_DEADLINE = Failure(Reason.DEADLINE_PASSED, "the transaction's deadline passed")
+
+ReportTo = Callable[[str, str, Voted | Finished], None]
+Names = Callable[[str, str], Branch]
+
+
+class Branches:
+    """The branches of one agent.
+
+    Args:
+        control: the control connection.
+        workers: sessions for work.
+        finishers: sessions for commit and rollback of branches that have none; apart, so that finishing never
+            waits for sessions that wait for locks of what is to be finished.
+        names: (gtrid, coordinator id) -> the branch's names.
+        report: (coordinator id, gtrid, result): tells the coordinator.
+        log: structlog's.
+    """
+
+    def __init__(
+        self, control: Control, workers: Pool, finishers: Pool, names: Names, report: ReportTo, log: Any
+    ) -> None:
+        self._control = control
+        self._workers = workers
+        self._finishers = finishers
+        self._names = names
+        self._report = report
+        self._log = log
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.registry = Registry()
+
+    # -- arrival
+    # ----------------------------------------------------------------------------------------------------
+
+    def command(self, gtrid: str, coordinator_id: str, epoch: int, command: Command) -> None:
+        """A command of the coordinator arrived. Does not wait for it."""
+        self._act(gtrid, coordinator_id, self.registry.arrive(gtrid, coordinator_id, epoch, command))
+
+    def _act(self, gtrid: str, coordinator_id: str, action: Action) -> None:
+        if isinstance(action, Perform):
+            self.spawn(self._perform(action.entry, action.command))
+        elif isinstance(action, Answer):
+            self._report(coordinator_id, gtrid, action.result)
+        elif isinstance(action, Interrupt):
+            if action.answer is not None:
+                self._report(coordinator_id, gtrid, action.answer)
+            self.spawn(self.kill(action.entry))
+
+    def spawn(self, coroutine: Any) -> asyncio.Task[None]:
+        """Run in the background; the task is kept alive, and an error of ours is logged."""
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._over)
+        return task
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._log.error("a task failed", exc_info=task.exception())
+
+    async def kill(self, entry: Entry) -> bool:
+        """End the session of a branch; what runs on it answers `Lost`."""
+        session = entry.session
+        if not isinstance(session, Session):
+            return True
+        return await self._control.drive(end_session(session.known_as))
+
+    # -- performing
+    # -------------------------------------------------------------------------------------------------
+
+    async def _perform(self, entry: Entry, command: Command) -> None:
+        result: Voted | Finished | None = None
+        try:
+            if isinstance(command, Run):
+                result = await self._run(entry, command)
+            elif isinstance(command, Prepare):
+                result = await self._prepare(entry, command)
+            elif isinstance(command, Commit):
+                result = await self._commit(entry, command)
+            elif isinstance(command, Rollback):
+                result = await self._rollback(entry, command)
+        finally:
+            if result is not None and not (isinstance(command, Rollback) and command.own):
+                self._report(entry.coordinator_id, entry.gtrid, result)
+            self.finish_command(entry)
+
+    def finish_command(self, entry: Entry) -> None:
+        """The running command of `entry` is over; go on with those that waited."""
+        for action in self.registry.done(entry):
+            self._act(entry.gtrid, entry.coordinator_id, action)
+
+    async def begin(self, entry: Entry, read_only: bool) -> Session:
+        """Get a session for a new branch. Raises XacoordError; the entry is then remembered as rolled
+        back."""
+        try:
+            session = await self._workers.acquire()
+        except XacoordError as error:
+            self._remember(entry, EndedAs.ROLLED_BACK, Failure(error.reason, error.message))
+            raise
+        if entry.doom is not None or self.registry.entries.get(entry.gtrid) is not entry:
+            self._workers.release(session)
+            why = entry.doom or _LOST
+            self._remember(entry, EndedAs.ROLLED_BACK, why)
+            raise XacoordError(why.reason, why.message, gtrid=entry.gtrid)
+        entry.session = session
+        branch = self._names(entry.gtrid, entry.coordinator_id)
+        entry.work = Work(branch, session.known_as, read_only)
+        return session
+
+    async def _run(self, entry: Entry, run: Run) -> Voted | Finished:
+        try:
+            session = await self.begin(entry, run.read_only)
+        except XacoordError as error:
+            why = Failure(error.reason, error.message)
+            if run.one_phase:
+                return Finished(State.ROLLED_BACK, SessionUse.CLOSE, why)
+            return Voted(Vote.ROLLBACK, SessionUse.CLOSE, why)
+        assert entry.work is not None
+        entry.move(_E.STARTED)
+        late = asyncio.get_running_loop().call_later(run.remaining_seconds, self._too_late, entry)
+        try:
+            result = await self._control.drive(
+                work.run(entry.work, run.statements, run.participants, run.one_phase), session
+            )
+        finally:
+            late.cancel()
+        if isinstance(result, Finished):
+            return self._settle_one_phase(entry, result)
+        return self._settle_vote(entry, result)
+
+    def _too_late(self, entry: Entry) -> None:
+        entry.doom = entry.doom or _DEADLINE
+        self.spawn(self.kill(entry))
+
+    async def _prepare(self, entry: Entry, prepare: Prepare) -> Voted:
+        session = entry.session
+        if entry.work is None or not isinstance(session, Session):
+            entry.doom = entry.doom or _LOST
+            return self._settle_vote(entry, Voted(Vote.ROLLBACK, SessionUse.CLOSE, _LOST))
+        session.begin_call()
+        voted = await self._control.drive(work.prepare(entry.work, prepare.participants), session)
+        return self._settle_vote(entry, voted)
+
+    def _settle_vote(self, entry: Entry, voted: Voted) -> Voted:
+        """Session and state after phase 1."""
+        self._settle_session(entry, voted.use)
+        entry.deadline = None
+        if entry.doom is not None and voted.vote is Vote.ROLLBACK:
+            voted = Voted(voted.vote, voted.use, entry.doom, (), voted.in_doubt)
+        if voted.vote is Vote.ROLLBACK:
+            failure = voted.failure or _LOST
+            if voted.in_doubt:
+                self.roll_back_later(entry, failure)
+            else:
+                entry.move(_E.ROLLED_BACK)
+                self._remember(entry, EndedAs.ROLLED_BACK, failure)
+            return voted
+        entry.move(_E.ENDED)
+        if voted.vote is Vote.READ_ONLY:
+            entry.move(_E.VOTED_READ_ONLY)
+            self._remember(entry, EndedAs.READ_ONLY, None)
+        else:
+            entry.move(_E.PREPARED)
+        return voted
+
+    def roll_back_later(self, entry: Entry, failure: Failure) -> None:
+        """The branch is not known to be rolled back: our own rollback goes before all that waits."""
+        entry.doom = entry.doom or failure
+        if entry.state is not BranchState.ROLLBACK_ONLY:
+            entry.move(_E.DOOMED)
+        entry.waiting.appendleft(Rollback(own=True))
+
+    async def _commit(self, entry: Entry, commit: Commit) -> Finished:
+        if entry.work is not None and entry.state is BranchState.ACTIVE:
+            assert isinstance(entry.session, Session)
+            number = entry.work.branch.xid.number or 0
+            result = await self._control.drive(work.end_and_commit(entry.work, (number,)), entry.session)
+            return self._settle_one_phase(entry, result)
+        branch = entry.work.branch if entry.work else self._names(entry.gtrid, entry.coordinator_id)
+        if commit.one_phase and entry.state is not BranchState.PREPARED:
+            result = await self._control.drive(finish.resolve_one_phase(branch, Lost("the branch is not known")))
+            return self._settle_end(entry, result, owned=False)
+        try:
+            session, owned = await self._finisher(entry)
+        except XacoordError as error:
+            return Finished(State.RETRY, SessionUse.CLOSE, Failure(error.reason, error.message))
+        result = await self._control.drive(finish.commit(branch, session.known_as), session)
+        return self._settle_end(entry, result, owned)
+
+    async def _finisher(self, entry: Entry) -> tuple[Session, bool]:
+        """The branch's own session where it lives (then True), else any."""
+        if isinstance(entry.session, Session):
+            if not entry.session.dead:
+                return entry.session, True
+            self._workers.discard(entry.session)
+            entry.session = None
+        session = await self._finishers.acquire()
+        entry.session = session
+        return session, False
+
+    async def _rollback(self, entry: Entry, rollback: Rollback) -> Finished:
+        attempt = 0
+        while True:
+            result = await self._rollback_once(entry)
+            if not rollback.own or result.state is not State.RETRY:
+                return result
+            why = result.failure or _LOST
+            for answer in self.registry.release_waiting(entry, why):
+                self._report(entry.coordinator_id, entry.gtrid, answer)
+            await asyncio.sleep(_ROLLBACK_BACKOFF_SECONDS[min(attempt, len(_ROLLBACK_BACKOFF_SECONDS) - 1)])
+            attempt += 1
+
+    async def _rollback_once(self, entry: Entry) -> Finished:
+        active = entry.state is BranchState.ACTIVE
+        branch = entry.work.branch if entry.work else self._names(entry.gtrid, entry.coordinator_id)
+        if active and entry.work is not None:
+            session, owned = entry.session, True
+            if not isinstance(session, Session):
+                session = None
+            procedure = finish.rollback(branch, entry.work.session, active)
+        else:
+            try:
+                session, owned = await self._finisher(entry)
+            except XacoordError as error:
+                return Finished(State.RETRY, SessionUse.CLOSE, Failure(error.reason, error.message))
+            procedure = finish.rollback(branch, session.known_as, active)
+        result = await self._control.drive(procedure, session)
+        return self._settle_end(entry, result, owned)
+
+    # -- settling
+    # ---------------------------------------------------------------------------------------------------
+
+    def _settle_one_phase(self, entry: Entry, result: Finished) -> Finished:
+        self._settle_session(entry, result.use)
+        entry.deadline = None
+        if result.state is State.COMMITTED:
+            entry.move(_E.ENDED)
+            entry.move(_E.COMMITTED_ONE_PHASE)
+            self._remember(entry, EndedAs.COMMITTED, None)
+        elif result.state is State.ROLLED_BACK:
+            entry.move(_E.ROLLED_BACK)
+            self._remember(entry, EndedAs.ROLLED_BACK, entry.doom or result.failure)
+        else:
+            # Only the server knows; the next commit finds no entry and asks it (finish.resolve_one_phase).
+            entry.state = BranchState.NON_EXISTENT
+        if entry.doom is not None and result.state is State.ROLLED_BACK:
+            return Finished(result.state, result.use, entry.doom)
+        return result
+
+    def _settle_end(self, entry: Entry, result: Finished, owned: bool) -> Finished:
+        """Session and state after phase 2 or a rollback. A session that is not the owner's holds nothing."""
+        if isinstance(entry.session, Session):
+            if owned:
+                self._settle_session(entry, result.use)
+            else:
+                free = result.use is SessionUse.FREE
+                (self._finishers.release if free else self._finishers.discard)(entry.session)
+                entry.session = None
+        if result.state is State.RETRY:
+            return result
+        known = entry.state is not BranchState.NON_EXISTENT
+        if result.state is State.COMMITTED:
+            if known:
+                entry.move(_E.COMMITTED)
+            self._remember(entry, EndedAs.COMMITTED, None)
+        elif result.state is State.ROLLED_BACK:
+            if known:
+                entry.move(_E.ROLLED_BACK)
+            self._remember(entry, EndedAs.ROLLED_BACK, entry.doom)
+        else:
+            self._log.error("heuristic outcome", gtrid=entry.gtrid, state=result.state.value)
+            entry.state = BranchState.NON_EXISTENT
+        entry.deadline = None
+        return result
+
+    def _settle_session(self, entry: Entry, use: SessionUse) -> None:
+        session = entry.session
+        if not isinstance(session, Session) or use is SessionUse.HOLDS:
+            return
+        (self._workers.release if use is SessionUse.FREE else self._workers.discard)(session)
+        entry.session = None
+
+    def _remember(self, entry: Entry, how: EndedAs, failure: Failure | None) -> None:
+        self.registry.remember(entry.gtrid, Ended(how, failure))
+
+    # -- clients
+    # ----------------------------------------------------------------------------------------------------
+
+    async def statements(self, entry: Entry, execute: Execute) -> Worked:
+        """Run a client's statements in its branch, starting it where it is new. Rolls back what failed."""
+        first = entry.work is None
+        if first:
+            session = await self.begin(entry, execute.read_only)
+            assert entry.work is not None
+            started = await self._control.drive(work.start(entry.work, execute.statements), session)
+            entry.move(_E.STARTED)
+            if started.failure is not None:
+                return await self.give_up(entry, started)
+        elif isinstance(entry.session, Session):
+            session = entry.session
+        else:
+            return await self.give_up(entry, Worked(Fate.LOST, (), _LOST))
+        assert entry.work is not None
+        session.begin_call()
+        worked = await self._control.drive(work.execute(entry.work, execute.statements), session)
+        if worked.failure is not None or entry.doom is not None:
+            return await self.give_up(entry, worked)
+        return worked
+
+    async def give_up(self, entry: Entry, worked: Worked) -> Worked:
+        """Roll back a branch whose work failed, so that its locks are free at once."""
+        why = entry.doom or worked.failure or _LOST
+        entry.doom = why
+        session = entry.session
+        if entry.work is None or not isinstance(session, Session):
+            entry.move(_E.ROLLED_BACK)
+            self._remember(entry, EndedAs.ROLLED_BACK, why)
+            return Worked(Fate.LOST, (), why)
+        voted = await self._control.drive(work.vote_rollback(entry.work, why), session)
+        self._settle_vote(entry, voted)
+        return Worked(Fate.LOST, (), why)
+
+    async def drop_lower_epochs(self, coordinator_id: str, epoch: int) -> int:
+        """End the sessions that work for lower epochs and forget their branches. Returns how many sessions.
+
+        Raises:
+            XacoordError: SERVER_UNAVAILABLE where one is not known to be gone.
+        """
+        ended = 0
+        for entry in self.registry.of_lower_epochs(coordinator_id, epoch):
+            entry.doom = entry.doom or Failure(Reason.STALE_EPOCH, "a newer epoch of the coordinator began")
+            session = entry.session
+            if isinstance(session, Session):
+                if not await self.kill(entry):
+                    raise XacoordError(
+                        Reason.SERVER_UNAVAILABLE, f"session {session.connection_id} does not end; fence again"
+                    )
+                ended += 1
+            if entry.running is None:
+                self._settle_session(entry, SessionUse.CLOSE)
+            self.registry.entries.pop(entry.gtrid, None)
+        return ended
+
+    async def drain(self, seconds: float) -> None:
+        """Let what runs end for at most `seconds`, then roll back what is ACTIVE and close every session."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while any(e.running is not None for e in self.registry.entries.values()) and loop.time() < until:
+            await asyncio.sleep(0.02)
+        for entry in list(self.registry.entries.values()):
+            if isinstance(entry.session, Session):
+                entry.session.close()
+        for task in list(self._tasks):
+            task.cancel()
+        self._workers.close_idle()
+        self._finishers.close_idle()
+
+
+def names_of(engine_of: Callable[[], Any], number_of: Callable[[str], int], evidence: Callable[[str], Evidence]) -> Names:
+    """The function that names branches: engine, number and evidence may change while the agent runs."""
+
+    def name(gtrid: str, coordinator_id: str) -> Branch:
+        return Branch(engine_of(), Xid.of(gtrid, number_of(coordinator_id)), evidence(coordinator_id))
+
+    return name

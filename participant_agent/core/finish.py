@@ -1,0 +1,187 @@
+"""Finish: phase 2, one phase, and rollback in every state.
+
+Each procedure answers a `Finished`. COMMITTED and ROLLED_BACK come with proof (the server's own OK, or
+`resolve.py`); RETRY means not done or not known yet, and the coordinator asks again for ever; the heuristic
+states say that someone else, or a server that lost the branch, decided. Nothing here turns a time-out into an
+outcome.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from dtp import Reason, Xid
+
+from .effects import Lost, Ok, Procedure, Query, Result, ServerError, TooLarge, Verb
+from .engine import Engine
+from .errors import RBROLLBACK, Failure, Meaning, failure, meaning
+from .resolve import Evidence, Proof, resolve
+from .sessions import Session, end_session
+
+
+class State(Enum):
+    """How a branch ended, if it did (participant_agent.v1.FinishedState)."""
+
+    COMMITTED = "COMMITTED"
+    ROLLED_BACK = "ROLLED_BACK"
+    RETRY = "RETRY"
+    HEURISTIC_COMMIT = "HEURISTIC_COMMIT"
+    HEURISTIC_ROLLBACK = "HEURISTIC_ROLLBACK"
+    HEURISTIC_HAZARD = "HEURISTIC_HAZARD"
+
+
+class SessionUse(Enum):
+    """What may be done with the session afterwards."""
+
+    FREE = "in no XA state, may be used again"
+    HOLDS = "keeps the prepared branch (MariaDB); only phase 2 may use it"
+    CLOSE = "to be closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer to commit and rollback."""
+
+    state: State
+    use: SessionUse
+    failure: Failure | None = None
+    results: tuple[Ok, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """The names of a branch and how its evidence is kept.
+
+    Attributes:
+        write_less: the branch certainly changed nothing: losing it loses nothing.
+    """
+
+    engine: Engine
+    xid: Xid
+    evidence: Evidence
+    write_less: bool = False
+
+
+def commit(branch: Branch, session: Session) -> Procedure[Finished]:
+    """Commit a prepared branch, on the session that owns it or, where none does, on any other."""
+    answer = yield Query(f"XA COMMIT {branch.xid.sql()}", verb=Verb.COMMIT)
+    if isinstance(answer, Ok):
+        return Finished(State.COMMITTED, SessionUse.FREE)
+    what = _meaning(Verb.COMMIT, answer)
+    if what in (Meaning.STILL_PREPARED, Meaning.DIRTY_SESSION):
+        return Finished(State.RETRY, _after_refusal(what), _retry(answer, "XA COMMIT"))
+    if not isinstance(answer, ServerError) and not (yield from end_session(session)):
+        return Finished(State.RETRY, SessionUse.CLOSE, _retry(answer, "XA COMMIT"))
+    return (yield from _prove_commit(branch, answer))
+
+
+def _prove_commit(branch: Branch, answer: Result) -> Procedure[Finished]:
+    use = SessionUse.FREE if _is_nota(answer) else SessionUse.CLOSE
+    proof = yield from resolve(branch.engine, branch.evidence, branch.xid)
+    if proof in (Proof.PREPARED, Proof.UNREACHABLE):
+        return Finished(State.RETRY, SessionUse.CLOSE, _retry(answer, "XA COMMIT"))
+    if proof is Proof.COMMITTED or branch.write_less:
+        return Finished(State.COMMITTED, use)
+    if proof is Proof.NO_WITNESS:
+        return Finished(State.HEURISTIC_ROLLBACK, use, _heuristic(answer, "the branch is not prepared any more"))
+    return Finished(State.HEURISTIC_HAZARD, use, _heuristic(answer, "the branch is gone without evidence"))
+
+
+def commit_one_phase(branch: Branch, session: Session) -> Procedure[Finished]:
+    """Commit an IDLE branch in one phase (the caller has sent XA END)."""
+    answer = yield Query(f"XA COMMIT {branch.xid.sql()} ONE PHASE", verb=Verb.COMMIT_ONE_PHASE)
+    if isinstance(answer, Ok):
+        return Finished(State.COMMITTED, SessionUse.FREE)
+    if isinstance(answer, ServerError) and meaning(Verb.COMMIT_ONE_PHASE, answer) is Meaning.GONE:
+        why = failure(Reason.PREPARE_FAILED, answer, "XA COMMIT ONE PHASE")
+        return Finished(State.ROLLED_BACK, SessionUse.CLOSE, why)
+    if not (yield from end_session(session)):
+        return Finished(State.RETRY, SessionUse.CLOSE, _retry(answer, "XA COMMIT ONE PHASE"))
+    return (yield from resolve_one_phase(branch, answer))
+
+
+def resolve_one_phase(branch: Branch, answer: Result) -> Procedure[Finished]:
+    """What became of a one-phase commit whose session is gone. `answer` is what made us ask."""
+    proof = yield from resolve(branch.engine, branch.evidence, branch.xid)
+    if proof is Proof.COMMITTED:
+        return Finished(State.COMMITTED, SessionUse.CLOSE)
+    if proof is Proof.NO_WITNESS or (proof is Proof.NOTHING and branch.write_less):
+        why = failure(Reason.BRANCH_LOST, answer, "XA COMMIT ONE PHASE")
+        return Finished(State.ROLLED_BACK, SessionUse.CLOSE, why)
+    if proof is Proof.NOTHING:
+        why = _heuristic(answer, "one-phase commit without evidence")
+        return Finished(State.HEURISTIC_HAZARD, SessionUse.CLOSE, why)
+    return Finished(State.RETRY, SessionUse.CLOSE, _retry(answer, "XA COMMIT ONE PHASE"))
+
+
+def rollback(branch: Branch, session: Session, active: bool) -> Procedure[Finished]:
+    """Roll a branch back: XA END where it is active (its errors mean nothing), XA ROLLBACK, else end the
+    session.
+
+    Args:
+        branch: the branch.
+        session: the one that owns it, or any.
+        active: the session is in the middle of the branch, before a successful XA END.
+    """
+    if active:
+        ended = yield Query(f"XA END {branch.xid.sql()}", verb=Verb.END)
+        if isinstance(ended, Lost | TooLarge):
+            return (yield from roll_back_by_ending(branch, session))
+    answer = yield Query(f"XA ROLLBACK {branch.xid.sql()}", verb=Verb.ROLLBACK)
+    if isinstance(answer, ServerError) and meaning(Verb.ROLLBACK, answer) is Meaning.NOT_ENDED and not active:
+        yield Query(f"XA END {branch.xid.sql()}", verb=Verb.END)
+        answer = yield Query(f"XA ROLLBACK {branch.xid.sql()}", verb=Verb.ROLLBACK)
+    if isinstance(answer, Ok):
+        return Finished(State.ROLLED_BACK, SessionUse.FREE)
+    if isinstance(answer, ServerError):
+        what = meaning(Verb.ROLLBACK, answer)
+        if what is Meaning.NOT_FOUND:
+            return (yield from prove_rollback(branch, answer))
+        if what is Meaning.STILL_PREPARED and not active:
+            return Finished(State.RETRY, SessionUse.HOLDS, _retry(answer, "XA ROLLBACK"))
+    return (yield from roll_back_by_ending(branch, session, answer))
+
+
+def roll_back_by_ending(
+    branch: Branch, session: Session, answer: Result = Lost("the session was ended")
+) -> Procedure[Finished]:
+    """Roll back by KILL: for branches whose session is busy, lost or in no state to be asked."""
+    if not (yield from end_session(session)):
+        return Finished(State.RETRY, SessionUse.CLOSE, _retry(answer, "XA ROLLBACK"))
+    return (yield from prove_rollback(branch, answer))
+
+
+def prove_rollback(branch: Branch, answer: Result) -> Procedure[Finished]:
+    """Whether a branch that the server does not find is rolled back. A prepared one needs another XA
+    ROLLBACK."""
+    use = SessionUse.FREE if _is_nota(answer) else SessionUse.CLOSE
+    proof = yield from resolve(branch.engine, branch.evidence, branch.xid)
+    if proof in (Proof.PREPARED, Proof.UNREACHABLE):
+        return Finished(State.RETRY, SessionUse.CLOSE, _retry(answer, "XA ROLLBACK"))
+    if proof is Proof.COMMITTED:
+        return Finished(State.HEURISTIC_COMMIT, use, _heuristic(answer, "the branch was committed"))
+    return Finished(State.ROLLED_BACK, use)
+
+
+def _meaning(verb: Verb, answer: Result) -> Meaning:
+    return meaning(verb, answer) if isinstance(answer, ServerError) else Meaning.UNKNOWN
+
+
+def _is_nota(answer: Result) -> bool:
+    return isinstance(answer, ServerError) and answer.errno not in (RBROLLBACK,)
+
+
+def _after_refusal(what: Meaning) -> SessionUse:
+    """A session whose commit was refused still holds the branch if it was its owner (the driver knows)."""
+    return SessionUse.HOLDS if what is Meaning.STILL_PREPARED else SessionUse.CLOSE
+
+
+def _retry(answer: Result, doing: str) -> Failure:
+    unreachable = isinstance(answer, Lost)
+    reason = Reason.SERVER_UNAVAILABLE if unreachable else Reason.PARTICIPANT_UNAVAILABLE
+    return failure(reason, answer, doing)
+
+
+def _heuristic(answer: Result, what: str) -> Failure:
+    return failure(Reason.BRANCH_LOST, answer, what)

@@ -1,0 +1,284 @@
+"""Recovery: what the server knows about prepared branches, and the durable fence. Nothing here ends a branch.
+
+Fence, in one atomic statement: a row per (coordinator id, participant) keeps number, epoch and log identity.
+The row is raised only where everything else agrees; then it is read back and compared, so that two
+coordinators that raise at the same time see one winner. A crash between the write and the answer leaves a
+raised fence, which is harmless.
+
+Purge: `purged_to` is stored durably before the first witness row below it is deleted. Otherwise a crash
+between the two would make a missing row look like the proof that its branch did not commit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dtp import Gtrid, Reason, XacoordError, Xid, format_bqual
+
+from .effects import Ok, OnControl, Procedure, Query, Result, Row, Verb, number, text
+from .engine import Engine
+from .errors import describe
+
+_BLOCKED_SQL = {
+    Engine.MYSQL: """
+SELECT r.trx_mysql_thread_id, p.PROCESSLIST_USER, TIMESTAMPDIFF(SECOND, r.trx_wait_started, NOW()),
+       CONCAT(l.OBJECT_SCHEMA, '.', l.OBJECT_NAME)
+FROM performance_schema.data_lock_waits w
+JOIN performance_schema.data_locks l ON l.ENGINE_LOCK_ID = w.REQUESTING_ENGINE_LOCK_ID AND l.ENGINE = w.ENGINE
+JOIN information_schema.innodb_trx r ON r.trx_id = w.REQUESTING_ENGINE_TRANSACTION_ID
+JOIN information_schema.innodb_trx b ON b.trx_id = w.BLOCKING_ENGINE_TRANSACTION_ID
+LEFT JOIN performance_schema.threads p ON p.PROCESSLIST_ID = r.trx_mysql_thread_id
+WHERE b.trx_mysql_thread_id = 0 LIMIT 1000""",
+    Engine.MARIADB: """
+SELECT r.trx_mysql_thread_id, p.USER, TIMESTAMPDIFF(SECOND, r.trx_wait_started, NOW()),
+       REPLACE(l.lock_table, '`', '')
+FROM information_schema.INNODB_LOCK_WAITS w
+JOIN information_schema.INNODB_LOCKS l ON l.lock_id = w.requested_lock_id
+JOIN information_schema.INNODB_TRX r ON r.trx_id = w.requesting_trx_id
+JOIN information_schema.INNODB_TRX b ON b.trx_id = w.blocking_trx_id
+LEFT JOIN information_schema.PROCESSLIST p ON p.ID = r.trx_mysql_thread_id
+WHERE b.trx_mysql_thread_id = 0{owners} LIMIT 1000""",
+}
+_GHOSTS_SQL = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = 0"
+_PURGE_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """A session that waits for a lock that a prepared branch holds."""
+
+    connection_id: int
+    user: str
+    waited_seconds: int
+    table: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """What a scan saw. `unseen` names what the account may not look at."""
+
+    prepared: tuple[Xid, ...]
+    ghosts: int
+    blocked: tuple[Blocked, ...]
+    unseen: tuple[str, ...] = ()
+
+
+def scan(engine: Engine, owners: tuple[int, ...] = ()) -> Procedure[Scanned]:
+    """List prepared XIDs, ghosts and blocked sessions.
+
+    Args:
+        engine: the server's.
+        owners: connection ids of sessions that hold a prepared branch (MariaDB).
+
+    Raises:
+        XacoordError: SERVER_UNAVAILABLE where XA RECOVER fails: an empty answer would be a lie.
+    """
+    unseen = []
+    ghosts_answer = yield OnControl(Query(_GHOSTS_SQL))
+    listed = yield OnControl(Query(engine.recover_sql))
+    if not isinstance(listed, Ok):
+        raise unavailable(listed, "XA RECOVER")
+    prepared = tuple(engine.prepared(listed.rows))
+    transactions = 0
+    if isinstance(ghosts_answer, Ok):
+        transactions = number(ghosts_answer.rows[0][0])
+    else:
+        unseen.append("information_schema.innodb_trx")
+    sql = _BLOCKED_SQL[engine]
+    also = f" OR b.trx_mysql_thread_id IN ({', '.join(map(str, owners))})" if owners else ""
+    answer = yield OnControl(Query(sql.replace("{owners}", also)))
+    blocked: tuple[Blocked, ...] = ()
+    if isinstance(answer, Ok):
+        blocked = tuple(_blocked(row) for row in answer.rows)
+    else:
+        unseen.append("lock waits")
+    return Scanned(prepared, max(0, transactions - len(prepared)), blocked, tuple(unseen))
+
+
+def _blocked(row: Row) -> Blocked:
+    return Blocked(number(row[0]), text(row[1]), max(0, number(row[2])), text(row[3]))
+
+
+def unavailable(answer: Result, doing: str) -> XacoordError:
+    """The error for a server that did not do what the agent itself needs."""
+    message, errno = describe(answer)
+    return XacoordError(
+        Reason.SERVER_UNAVAILABLE, f"{doing}: {message}", metadata={"errno": str(errno)} if errno else None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """One row of the coordinator table."""
+
+    coordinator_id: str
+    number: int
+    epoch: int
+    log_identity: bytes
+    purged_to: str = ""
+
+
+_COLUMNS = "coordinator_id, number, epoch, HEX(log_identity), purged_to"
+
+
+def _fenced(row: Row) -> Fenced:
+    return Fenced(text(row[0]), number(row[1]), number(row[2]), bytes.fromhex(text(row[3])), text(row[4]))
+
+
+def load_fences(schema: str, participant: str) -> Procedure[dict[str, Fenced]]:
+    """Every coordinator that this participant knows."""
+    answer = yield OnControl(
+        Query(f"SELECT {_COLUMNS} FROM {schema}.coordinator WHERE participant = %s", (participant,))
+    )
+    if not isinstance(answer, Ok):
+        raise unavailable(answer, "reading the coordinator table")
+    return {fence.coordinator_id: fence for fence in map(_fenced, answer.rows)}
+
+
+def fence(schema: str, participant: str, wanted: Fenced) -> Procedure[Fenced]:
+    """Raise the durable fence to `wanted`, or refuse.
+
+    Raises:
+        XacoordError: STALE_EPOCH, LOG_IDENTITY_CHANGED or PARTICIPANT_MISMATCH where the remembered row
+            disagrees, with what is remembered as metadata; SERVER_UNAVAILABLE where the row cannot be
+            written.
+    """
+    identity = wanted.log_identity.hex()
+    written = yield OnControl(
+        Query(
+            f"INSERT INTO {schema}.coordinator (coordinator_id, participant, number, epoch, log_identity, purged_to) "
+            f"VALUES (%s, %s, %s, %s, X'{identity}', %s) ON DUPLICATE KEY UPDATE "
+            f"purged_to = IF(number = %s AND log_identity = X'{identity}' AND epoch <= %s, "
+            "GREATEST(purged_to, %s), purged_to), "
+            f"epoch = IF(number = %s AND log_identity = X'{identity}' AND epoch <= %s, %s, epoch)",
+            (
+                *(wanted.coordinator_id, participant, wanted.number, wanted.epoch, wanted.purged_to),
+                *(wanted.number, wanted.epoch, wanted.purged_to),
+                *(wanted.number, wanted.epoch, wanted.epoch),
+            ),
+            Verb.FENCE,
+        )
+    )
+    if not isinstance(written, Ok):
+        raise unavailable(written, "writing the fence")
+    answer = yield OnControl(
+        Query(
+            f"SELECT {_COLUMNS} FROM {schema}.coordinator WHERE coordinator_id = %s AND participant = %s",
+            (wanted.coordinator_id, participant),
+        )
+    )
+    if not isinstance(answer, Ok) or len(answer.rows) != 1:
+        raise unavailable(answer, "reading the fence back")
+    remembered = _fenced(answer.rows[0])
+    check_fence(remembered, wanted)
+    return remembered
+
+
+def check_fence(remembered: Fenced, wanted: Fenced) -> None:
+    """Raise the XacoordError that says in what `remembered` contradicts `wanted`, if it does."""
+    metadata = {
+        "remembered_epoch": str(remembered.epoch),
+        "remembered_log_identity": remembered.log_identity.hex(),
+        "remembered_number": str(remembered.number),
+    }
+    if remembered.number != wanted.number:
+        raise XacoordError(
+            Reason.PARTICIPANT_MISMATCH,
+            f"coordinator {wanted.coordinator_id} gave this participant number {remembered.number} before, "
+            f"now {wanted.number}; numbers are given once",
+            metadata=metadata,
+        )
+    if remembered.log_identity != wanted.log_identity:
+        raise XacoordError(
+            Reason.LOG_IDENTITY_CHANGED,
+            f"coordinator {wanted.coordinator_id} had another log before; was its log directory replaced?",
+            metadata=metadata,
+        )
+    if remembered.epoch > wanted.epoch:
+        raise XacoordError(
+            Reason.STALE_EPOCH,
+            f"epoch {wanted.epoch} of coordinator {wanted.coordinator_id} is over; {remembered.epoch} was fenced",
+            metadata=metadata,
+        )
+
+
+class Lookup:
+    """The words of participant_agent.v1.EvidenceState."""
+
+    COMMITTED = "COMMITTED"
+    NOT_COMMITTED = "NOT_COMMITTED"
+    UNDECIDED = "UNDECIDED"
+    NONE = "NONE"
+
+
+def lookup(
+    engine: Engine, table: str | None, purged_to: str, bqual_number: int, gtrids: tuple[str, ...]
+) -> Procedure[dict[str, str]]:
+    """What witness rows say about `gtrids`; the caller checks before and after that no session works on them.
+
+    XA RECOVER is read before the witness rows: a branch that commits in between is found by its row.
+    """
+    listed = yield OnControl(Query(engine.recover_sql))
+    if not isinstance(listed, Ok):
+        raise unavailable(listed, "XA RECOVER")
+    prepared = set(engine.prepared(listed.rows))
+    committed: set[str] = set()
+    if table is not None and gtrids:
+        names = ", ".join(f"X'{gtrid.encode().hex()}'" for gtrid in gtrids)
+        found = yield OnControl(
+            Query(
+                f"SELECT gtrid FROM {table} WHERE bqual = '{format_bqual(bqual_number)}' AND gtrid IN ({names})"
+            )
+        )
+        if not isinstance(found, Ok):
+            raise unavailable(found, "reading witness rows")
+        committed = {text(row[0]) for row in found.rows}
+    evidence = {}
+    for gtrid in gtrids:
+        if gtrid in committed:
+            evidence[gtrid] = Lookup.COMMITTED
+        elif Xid.of(gtrid, bqual_number) in prepared:
+            evidence[gtrid] = Lookup.UNDECIDED
+        else:
+            provable = table is not None and gtrid >= purged_to
+            evidence[gtrid] = Lookup.NOT_COMMITTED if provable else Lookup.NONE
+    return evidence
+
+
+def unprovable_below(coordinator_id: str, epoch: int) -> str:
+    """The gtrid below which no row proves anything when witness rows are off in `epoch`."""
+    return str(Gtrid(coordinator_id, epoch + 1, 0))
+
+
+def raise_purged_to(schema: str, participant: str, coordinator_id: str, below: str) -> Procedure[None]:
+    """Remember durably that witness rows below `below` may be missing."""
+    stored = yield Query(
+        f"UPDATE {schema}.coordinator SET purged_to = GREATEST(purged_to, %s) "
+        "WHERE coordinator_id = %s AND participant = %s",
+        (below, coordinator_id, participant),
+        Verb.PURGE,
+    )
+    if not isinstance(stored, Ok):
+        raise unavailable(stored, "storing purged_to")
+
+
+def purge_batch(table: str, bqual_number: int, coordinator_id: str, below: str) -> Procedure[int]:
+    """Delete one batch of witness rows; returns how many. 0: done.
+
+    Rows are found by a read without locks and deleted by their keys, so that a purge never waits for, or
+    locks, the row of a branch in doubt beside them.
+    """
+    bqual = format_bqual(bqual_number)
+    found = yield Query(
+        f"SELECT gtrid FROM {table} WHERE gtrid >= %s AND gtrid < %s AND bqual = %s LIMIT {_PURGE_BATCH}",
+        (f"k1{coordinator_id}", below, bqual),
+    )
+    if not isinstance(found, Ok):
+        raise unavailable(found, "looking for old witness rows")
+    if not found.rows:
+        return 0
+    keys = ", ".join(f"('{text(row[0])}', '{bqual}')" for row in found.rows)
+    deleted = yield Query(f"DELETE FROM {table} WHERE (gtrid, bqual) IN ({keys})", verb=Verb.PURGE)
+    if not isinstance(deleted, Ok):
+        raise unavailable(deleted, "deleting old witness rows")
+    return len(found.rows)

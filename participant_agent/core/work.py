@@ -1,0 +1,256 @@
+"""Work: phase 1 of a branch: start, statements, end, witness row, prepare.
+
+ 1. SET TRANSACTION READ ONLY where promised, XA START;
+ 2. statements; the first that fails dooms the branch, because the server would still prepare what is left of
+    it;
+ 3. the witness row, as the last statement and only where the branch wrote (a row in every branch would turn
+    the cheap read-only ones into flushed ones);
+ 4. XA END; a read-only branch ends here with XA ROLLBACK, which releases it without a flush;
+ 5. XA PREPARE: OK means durable. No answer means unknown: the vote is ROLLBACK, and the branch is rolled back
+    however late it turns out to be prepared (the session is killed first, see sessions.py).
+
+Did it write? Branches whose statements all were plain reads are asked, by the session's Handler_write,
+_update and _delete counters before and after: equal means that no row was written, through functions either.
+Unequal may be a temporary table of a GROUP BY: then it counts as written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from dtp import Reason, Vote, format_bqual
+
+from .effects import Lost, Ok, Procedure, Query, Result, ServerError, TooLarge, Verb, number
+from .errors import Failure, Meaning, failure, meaning, statement_failure
+from .finish import Branch, Finished, SessionUse, State, commit_one_phase, rollback
+from .sessions import Session, end_session
+
+_WRITES_SQL = (
+    "SHOW SESSION STATUS WHERE Variable_name IN ('Handler_write', 'Handler_update', 'Handler_delete')"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement of a client.
+
+    Attributes:
+        plain_read: it begins like a query, so it wrote only if a function did.
+        expect_rows, min_rows: how many rows it must affect or return, None for any.
+    """
+
+    sql: str
+    parameters: tuple[object, ...] = ()
+    plain_read: bool = False
+    expect_rows: int | None = None
+    min_rows: int | None = None
+
+
+@dataclass(slots=True)
+class Work:
+    """What a branch has done so far.
+
+    Attributes:
+        branch: its names.
+        session: the session that it lives in.
+        read_only: the client promised it; the server enforces it.
+        writes_before: the session's write counters at the start, None where they were not asked.
+        maybe_wrote: a statement that is no plain read ran.
+    """
+
+    branch: Branch
+    session: Session
+    read_only: bool
+    writes_before: int | None = None
+    maybe_wrote: bool = False
+    done: int = field(default=0)
+
+
+class Fate(Enum):
+    """Where statements left the branch."""
+
+    INTACT = "active"
+    DOOMED = "active, but must be rolled back"
+    LOST = "its session is gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """What statements did; `failure` is None exactly where fate is INTACT."""
+
+    fate: Fate
+    results: tuple[Ok, ...] = ()
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Voted:
+    """The answer to prepare. `in_doubt`: rolled back by us later, because nobody knows yet whether it is
+    prepared."""
+
+    vote: Vote
+    use: SessionUse
+    failure: Failure | None = None
+    results: tuple[Ok, ...] = ()
+    in_doubt: bool = False
+
+
+def start(work: Work, statements: tuple[Statement, ...]) -> Procedure[Worked]:
+    """Start the branch. `statements` are those known to follow: they tell whether counting writes can pay."""
+    if work.read_only:
+        answer = yield Query("SET TRANSACTION READ ONLY")
+        if not isinstance(answer, Ok):
+            return _not_started(answer)
+    elif all(statement.plain_read for statement in statements):
+        work.writes_before = yield from _writes()
+    answer = yield Query(f"XA START {work.branch.xid.sql()}", verb=Verb.START)
+    if isinstance(answer, Ok):
+        return Worked(Fate.INTACT)
+    return _not_started(answer)
+
+
+def _not_started(answer: Result) -> Worked:
+    if isinstance(answer, ServerError) and meaning(Verb.START, answer) is Meaning.DUPLICATE_XID:
+        return Worked(
+            Fate.LOST, failure=failure(Reason.BRANCH_BUSY, answer, "XA START: the branch exists already")
+        )
+    return Worked(Fate.LOST, failure=failure(Reason.SERVER_UNAVAILABLE, answer, "XA START"))
+
+
+def _writes() -> Procedure[int | None]:
+    answer = yield Query(_WRITES_SQL)
+    return sum(number(row[1]) for row in answer.rows) if isinstance(answer, Ok) else None
+
+
+def execute(work: Work, statements: tuple[Statement, ...]) -> Procedure[Worked]:
+    """Run statements in the active branch until one fails or does not meet its expectation."""
+    results: list[Ok] = []
+    for index, statement in enumerate(statements):
+        answer = yield Query(statement.sql, statement.parameters, Verb.STATEMENT)
+        work.maybe_wrote = work.maybe_wrote or not statement.plain_read
+        if not isinstance(answer, Ok):
+            fate = Fate.LOST if isinstance(answer, Lost | TooLarge) else Fate.DOOMED
+            return Worked(fate, failure=statement_failure(answer, index))
+        unmet = _unmet(statement, answer.row_count)
+        if unmet:
+            return Worked(Fate.DOOMED, failure=Failure(Reason.EXPECTATION_FAILED, unmet, 0, index))
+        results.append(answer)
+    return Worked(Fate.INTACT, tuple(results))
+
+
+def _unmet(statement: Statement, row_count: int) -> str:
+    if statement.expect_rows is not None and row_count != statement.expect_rows:
+        return f"the statement had {row_count} rows, expected were {statement.expect_rows}"
+    if statement.min_rows is not None and row_count < statement.min_rows:
+        return f"the statement had {row_count} rows, expected were at least {statement.min_rows}"
+    return ""
+
+
+def _wrote(work: Work) -> Procedure[bool]:
+    if work.read_only:
+        return False
+    if work.maybe_wrote or work.writes_before is None:
+        return True
+    after = yield from _writes()
+    return after is None or after != work.writes_before
+
+
+def _end(work: Work, participants: tuple[int, ...], wrote: bool) -> Procedure[Failure | None]:
+    """Witness row and XA END; None where both succeeded."""
+    xid, table = work.branch.xid, work.branch.evidence.table
+    if wrote and table is not None:
+        names = ",".join(format_bqual(number) for number in participants)
+        insert = (
+            f"INSERT INTO {table} (gtrid, bqual, participants) VALUES (X'{xid.gtrid.hex()}', X'{xid.bqual.hex()}', "
+            f"'{names}')"
+        )
+        answer = yield Query(insert, verb=Verb.WITNESS)
+        if not isinstance(answer, Ok):
+            return failure(_reason(answer, Reason.PREPARE_FAILED), answer, "writing the witness row")
+    answer = yield Query(f"XA END {xid.sql()}", verb=Verb.END)
+    if not isinstance(answer, Ok):
+        return failure(_reason(answer, Reason.PREPARE_FAILED), answer, "XA END")
+    return None
+
+
+def _reason(answer: Result, default: Reason) -> Reason:
+    if isinstance(answer, Lost):
+        return Reason.BRANCH_LOST
+    named = statement_failure(answer, None).reason
+    return default if named is Reason.STATEMENT_FAILED else named
+
+
+def prepare(work: Work, participants: tuple[int, ...]) -> Procedure[Voted]:
+    """Phase 1 of an active branch whose statements all succeeded."""
+    wrote = yield from _wrote(work)
+    unended = yield from _end(work, participants, wrote)
+    if unended is not None:
+        return (yield from vote_rollback(work, unended))
+    if not wrote:
+        return (yield from _leave_read_only(work))
+    answer = yield Query(f"XA PREPARE {work.branch.xid.sql()}", verb=Verb.PREPARE)
+    if isinstance(answer, Ok):
+        return Voted(Vote.OK, SessionUse.FREE if work.branch.engine.detaches else SessionUse.HOLDS)
+    why = failure(_reason(answer, Reason.PREPARE_FAILED), answer, "XA PREPARE")
+    if isinstance(answer, ServerError):
+        what = meaning(Verb.PREPARE, answer)
+        if what is Meaning.GONE:
+            return Voted(Vote.ROLLBACK, SessionUse.CLOSE, why)
+        if what is Meaning.ROLLBACK_ONLY:
+            return (yield from vote_rollback(work, why, active=False))
+    return Voted(Vote.ROLLBACK, SessionUse.CLOSE, why, in_doubt=True)
+
+
+def _leave_read_only(work: Work) -> Procedure[Voted]:
+    answer = yield Query(f"XA ROLLBACK {work.branch.xid.sql()}", verb=Verb.ROLLBACK)
+    use = SessionUse.FREE if isinstance(answer, Ok) else SessionUse.CLOSE
+    return Voted(Vote.READ_ONLY, use)
+
+
+def vote_rollback(work: Work, why: Failure, active: bool = True) -> Procedure[Voted]:
+    """Roll back a branch that was never prepared, and vote so. Closing its session always does it."""
+    finished = yield from rollback(work.branch, work.session, active)
+    in_doubt = finished.state is State.RETRY
+    return Voted(Vote.ROLLBACK, finished.use, why, in_doubt=in_doubt)
+
+
+def run(
+    work: Work, statements: tuple[Statement, ...], participants: tuple[int, ...], one_phase: bool
+) -> Procedure[Voted | Finished]:
+    """A whole branch in one go: answers `Finished` with `one_phase`, else `Voted`."""
+    started = yield from start(work, statements)
+    if started.failure is not None:
+        return _refuse(started.failure, SessionUse.CLOSE, one_phase)
+    worked = yield from execute(work, statements)
+    if worked.failure is None:
+        if one_phase:
+            finished = yield from end_and_commit(work, participants)
+            return Finished(finished.state, finished.use, finished.failure, worked.results)
+        voted = yield from prepare(work, participants)
+        return Voted(voted.vote, voted.use, voted.failure, worked.results, voted.in_doubt)
+    if worked.fate is Fate.LOST:
+        yield from end_session(work.session)
+        return _refuse(worked.failure, SessionUse.CLOSE, one_phase)
+    voted = yield from vote_rollback(work, worked.failure)
+    return _refuse(worked.failure, voted.use, one_phase)
+
+
+def _refuse(why: Failure, use: SessionUse, one_phase: bool) -> Voted | Finished:
+    if one_phase:
+        return Finished(State.ROLLED_BACK, use, why)
+    return Voted(Vote.ROLLBACK, use, why)
+
+
+def end_and_commit(work: Work, participants: tuple[int, ...]) -> Procedure[Finished]:
+    """Commit an active branch, the only one of its transaction, in one phase."""
+    wrote = yield from _wrote(work)
+    unended = yield from _end(work, participants, wrote)
+    if unended is not None:
+        voted = yield from vote_rollback(work, unended)
+        return Finished(State.ROLLED_BACK, voted.use, unended)
+    branch = work.branch
+    finished = yield from commit_one_phase(
+        Branch(branch.engine, branch.xid, branch.evidence, write_less=not wrote), work.session
+    )
+    return finished

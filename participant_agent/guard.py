@@ -1,0 +1,172 @@
+"""Guard: which statements a client may run inside a branch, decided from the text alone.
+
+Why: a statement that commits implicitly, ends the branch itself or gives up the session's user locks would
+break what the agent promises. The server refuses most of them (1399), some it runs (SET, LOCK functions, INTO
+OUTFILE). So only statements that begin with an allowed word pass, after comments and literals are taken out;
+the reading of literals follows the session's sql_mode. Executable comments are refused as a whole: they are
+code that looks like a comment.
+
+The same pass finds the `%s` placeholders: one inside a literal or a comment is refused, because a parameter
+there could end it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from dtp import Reason, XacoordError
+
+MAX_STATEMENT_BYTES = 1 << 20
+MAX_PARAMETERS = 65535
+
+# First word -> True where the statement only reads (unless a function in it writes).
+_ALLOWED: dict[str, bool] = {
+    "SELECT": True,
+    "WITH": False,
+    "VALUES": True,
+    "TABLE": True,
+    "SHOW": True,
+    "EXPLAIN": False,
+    "DESCRIBE": True,
+    "DESC": True,
+    "INSERT": False,
+    "UPDATE": False,
+    "DELETE": False,
+    "REPLACE": False,
+    "CALL": False,
+    "DO": False,
+    "SAVEPOINT": True,
+}
+
+# Anywhere in the statement, outside of literals and comments.
+_FORBIDDEN = re.compile(
+    r"\b(GET_LOCK|RELEASE_LOCK|RELEASE_ALL_LOCKS)\b|\bINTO\s+(OUTFILE|DUMPFILE)\b", re.IGNORECASE
+)
+_ROLLBACK_TO = re.compile(r"ROLLBACK\s+(WORK\s+)?TO\s+(SAVEPOINT\s+)?[\w$`]+$", re.IGNORECASE)
+_RELEASE = re.compile(r"RELEASE\s+SAVEPOINT\s+[\w$`]+$", re.IGNORECASE)
+_SET_USER_VARIABLE = re.compile(r"SET\s+@[\w$.`']", re.IGNORECASE)
+_SET_OTHER = re.compile(r"(,|SET)\s*(@@|[A-Za-z_][\w.]*\s*:?=)", re.IGNORECASE)
+_OPEN = re.compile(r"""['"`]|/\*|\#|--(?=[\s\x00-\x1f]|$)|%""")
+_FIRST_WORD = re.compile(r"[\s(]*([A-Za-z_]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A statement that may run.
+
+    Attributes:
+        placeholders: how many `%s` it has.
+        plain_read: its first word says that it only reads.
+    """
+
+    placeholders: int
+    plain_read: bool
+
+
+def refused(message: str) -> XacoordError:
+    """The error for a statement that may not run."""
+    return XacoordError(Reason.STATEMENT_REFUSED, message)
+
+
+@lru_cache(maxsize=1024)
+def guard(sql: str, backslash_escapes: bool = True) -> Guarded:
+    """Check one statement.
+
+    Args:
+        sql: its text.
+        backslash_escapes: False where the session's sql_mode has NO_BACKSLASH_ESCAPES.
+
+    Raises:
+        XacoordError: STATEMENT_REFUSED, saying what to do instead.
+    """
+    if len(sql.encode("utf-8", "surrogatepass")) > MAX_STATEMENT_BYTES:
+        raise refused("the statement is longer than 1 MiB; send less at once or use parameters")
+    if "\x00" in sql:
+        raise refused("the statement has a NUL character; send binary values as parameters")
+    bare, placeholders = _strip(sql, backslash_escapes)
+    bare = bare.strip().rstrip(";").rstrip()
+    if ";" in bare:
+        raise refused("one statement at a time: send several as several statements of the call")
+    return Guarded(placeholders, _check(bare))
+
+
+def _check(bare: str) -> bool:
+    found = _FIRST_WORD.match(bare)
+    word = found[1].upper() if found else ""
+    if forbidden := _FORBIDDEN.search(bare):
+        raise refused(f"{forbidden[0].upper()} cannot be used inside a branch: it acts beyond the transaction")
+    if word == "ROLLBACK" and _ROLLBACK_TO.match(bare):
+        return False
+    if word == "RELEASE" and _RELEASE.match(bare):
+        return False
+    if word == "SET":
+        if _SET_USER_VARIABLE.match(bare) and not _SET_OTHER.search(bare):
+            return False
+        raise refused("only user variables (SET @name = ...) can be set inside a branch")
+    if word not in _ALLOWED:
+        raise refused(
+            f"{word or 'this'} is not a statement that can run inside a branch: it would commit, or it is the "
+            "coordinator's to say; end the transaction through the coordinator, and change schemas outside of
+        it" )
+    return _ALLOWED[word]
+
+
+def _strip(sql: str, backslash_escapes: bool) -> tuple[str, int]:
+    """`sql` with literals as `''`, quoted names as a letter and comments as blanks, and its number of
+    placeholders."""
+    parts: list[str] = []
+    place, placeholders = 0, 0
+    while found := _OPEN.search(sql, place):
+        parts.append(sql[place : found.start()])
+        token = found[0]
+        if token == "%":
+            kind = sql[found.start() + 1 : found.start() + 2]
+            if kind == "s":
+                placeholders += 1
+                parts.append("?")
+            else:
+                parts.append("%")
+            place = found.end() + (1 if kind in ("s", "%") and kind else 0)
+            continue
+        if token in "'\"`":
+            end = _end_of_literal(sql, found.start(), token, backslash_escapes)
+            parts.append("`q`" if token == "`" else "''")
+        else:
+            end = _end_of_comment(sql, found.start(), token)
+            parts.append(" ")
+        inside = sql[found.start() : end]
+        if "%s" in inside.replace("%%", ""):
+            raise refused("%s inside quotes or a comment; write it without quotes, and %%s for the two characters")
+        place = end
+    parts.append(sql[place:])
+    return "".join(parts), placeholders
+
+
+def _end_of_literal(sql: str, start: int, quote: str, backslash_escapes: bool) -> int:
+    place = start + 1
+    while place < len(sql):
+        character = sql[place]
+        if character == "\\" and backslash_escapes and quote != "`":
+            place += 2
+        elif character == quote:
+            if sql[place + 1 : place + 2] != quote:
+                return place + 1
+            place += 2
+        else:
+            place += 1
+    raise refused(f"the statement ends inside a literal that begins with {quote}")
+
+
+def _end_of_comment(sql: str, start: int, token: str) -> int:
+    if token == "/*":
+        if sql[start + 2 : start + 3] in ("!", "+") or sql[start + 2 : start + 4].upper() == "M!":
+            if sql[start + 2 : start + 3] != "+":
+                raise refused("executable comments (/*! and /*M!) cannot be used inside a branch")
+        end = sql.find("*/", start + 2)
+        if end < 0:
+            raise refused("the statement ends inside a comment")
+        return end + 2
+    end = sql.find("\n", start)
+    return len(sql) if end < 0 else end

@@ -1,0 +1,127 @@
+"""Link: one attached coordinator: what is to be reported to it, and what waits for its answers.
+
+Reports are batched naturally: all that gathered while the last message was written goes into the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from dtp import Reason, Vote, XacoordError
+from participant_agent.core.errors import Failure
+from participant_agent.core.finish import Finished, State
+from participant_agent.core.work import Voted
+from participant_agent.v1 import participant_agent_pb2 as pb
+from participant_agent.values import result_message
+
+_VOTES: dict[Vote, pb.Vote] = {
+    Vote.OK: pb.VOTE_OK,
+    Vote.READ_ONLY: pb.VOTE_READ_ONLY,
+    Vote.ROLLBACK: pb.VOTE_ROLLBACK,
+}
+_STATES: dict[State, pb.FinishedState] = {
+    State.COMMITTED: pb.FINISHED_STATE_COMMITTED,
+    State.ROLLED_BACK: pb.FINISHED_STATE_ROLLED_BACK,
+    State.RETRY: pb.FINISHED_STATE_RETRY,
+    State.HEURISTIC_COMMIT: pb.FINISHED_STATE_HEURISTIC_COMMIT,
+    State.HEURISTIC_ROLLBACK: pb.FINISHED_STATE_HEURISTIC_ROLLBACK,
+    State.HEURISTIC_HAZARD: pb.FINISHED_STATE_HEURISTIC_HAZARD,
+}
+_MAX_MESSAGE_BYTES = 3_800_000
+
+
+def failure_message(failure: Failure | None) -> pb.Failure | None:
+    """A failure on the wire."""
+    if failure is None:
+        return None
+    retryable = XacoordError(failure.reason, "").retryable
+    return pb.Failure(
+        reason=failure.reason.value,
+        message=failure.message,
+        retryable=retryable,
+        errno=failure.errno,
+        statement=failure.statement,
+    )
+
+
+def report_message(gtrid: str, result: Voted | Finished) -> pb.Report:
+    """A result on the wire."""
+    results = [result_message(ok) for ok in result.results]
+    failure = failure_message(result.failure)
+    if isinstance(result, Voted):
+        return pb.Report(gtrid=gtrid, voted=pb.Voted(vote=_VOTES[result.vote], failure=failure, results=results))
+    return pb.Report(
+        gtrid=gtrid, finished=pb.Finished(state=_STATES[result.state], failure=failure, results=results)
+    )
+
+
+class Link:
+    """The stream of one coordinator."""
+
+    def __init__(self, coordinator_id: str, epoch: int) -> None:
+        self.coordinator_id = coordinator_id
+        self.epoch = epoch
+        self.closed: XacoordError | None = None
+        self._outbox: list[pb.Report] = []
+        self._filled = asyncio.Event()
+        self._enlisting: dict[str, asyncio.Future[pb.Enlisted]] = {}
+
+    def put(self, report: pb.Report) -> None:
+        """Send a report with the next message. Reports to a closed link are lost; the coordinator asks
+        again."""
+        if self.closed is None:
+            self._outbox.append(report)
+            self._filled.set()
+
+    def enlist(self, gtrid: str) -> asyncio.Future[pb.Enlisted]:
+        """Tell the coordinator of a new branch; the future is its answer.
+
+        It fails with COORDINATOR_UNAVAILABLE where the stream ends first.
+        """
+        future: asyncio.Future[pb.Enlisted] = asyncio.get_running_loop().create_future()
+        self._enlisting[gtrid] = future
+        self.put(pb.Report(gtrid=gtrid, enlist=pb.Enlist()))
+        return future
+
+    def enlisted(self, gtrid: str, answer: pb.Enlisted) -> bool:
+        """The coordinator's answer; False where nobody waits for it."""
+        future = self._enlisting.pop(gtrid, None)
+        if future is None or future.done():
+            return False
+        future.set_result(answer)
+        return True
+
+    def close(self, error: XacoordError) -> None:
+        """End the stream with `error`; those that wait for answers get COORDINATOR_UNAVAILABLE."""
+        if self.closed is not None:
+            return
+        self.closed = error
+        self._filled.set()
+        for future in self._enlisting.values():
+            if not future.done():
+                future.set_exception(
+                    XacoordError(Reason.COORDINATOR_UNAVAILABLE, "the coordinator's stream ended; begin again")
+                )
+                future.exception()  # it may be that nobody waits any more
+        self._enlisting.clear()
+
+    async def messages(self) -> AsyncIterator[pb.AttachResponse]:
+        """What to send, until the link is closed."""
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            if self.closed is not None:
+                return
+            reports, self._outbox = self._outbox, []
+            for message in _split(reports):
+                yield message
+
+
+def _split(reports: list[pb.Report]) -> list[pb.AttachResponse]:
+    """One message unless rows of several branches would exceed what a message may hold."""
+    message = pb.AttachResponse(reports=reports)
+    if len(reports) < 2 or message.ByteSize() < _MAX_MESSAGE_BYTES:
+        return [message] if reports else []
+    middle = len(reports) // 2
+    return _split(reports[:middle]) + _split(reports[middle:])

@@ -1,0 +1,165 @@
+"""Pool: sessions that are in no XA state, ready to work.
+
+Each session holds the user lock of its slot from its first moment (core/sessions.py says why), then checks
+that the participant's lock is still its own agent's. A session comes back only when it is free of any branch;
+every other one is closed, and its slot may be used again once the server has released the lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import replace
+
+from dtp import Reason, XacoordError
+from participant_agent.core.effects import Ok, Query, number
+from participant_agent.core.sessions import participant_lock, slot_lock
+from participant_agent.session import ConnectError, Session, Target
+
+
+class Pool:
+    """Sessions of slots `first` to `first + size - 1`.
+
+    Args:
+        target: how to connect.
+        participant: its name.
+        first, size: the slots.
+        warm: how many idle sessions are kept.
+        wait_seconds: how long `acquire` waits for a free session.
+    """
+
+    def __init__(
+        self, target: Target, participant: str, first: int, size: int, warm: int, wait_seconds: float
+    ) -> None:
+        self._target = target
+        self._participant = participant
+        self._slots = deque(range(first, first + size))
+        self._idle: list[Session] = []
+        self._busy: dict[Session, int] = {}
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._warm = warm
+        self._wait_seconds = wait_seconds
+        self.control_id = 0
+        self.net_buffer_length = 1024
+
+    @property
+    def in_use(self) -> int:
+        """Sessions that are lent."""
+        return len(self._busy)
+
+    @property
+    def idle(self) -> int:
+        """Sessions that are ready."""
+        return len(self._idle)
+
+    async def acquire(self) -> Session:
+        """A session in no XA state.
+
+        Raises:
+            XacoordError: POOL_EXHAUSTED after the wait, SERVER_UNAVAILABLE where connecting fails.
+        """
+        deadline = asyncio.get_running_loop().time() + self._wait_seconds
+        while True:
+            while self._idle:
+                session = self._idle.pop()
+                if not session.dead:
+                    session.on_death = None
+                    session.begin_call()
+                    return session
+                self.discard(session)
+            if self._slots:
+                return await self._open(self._slots.popleft())
+            await self._wait(deadline)
+
+    async def _wait(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            await asyncio.wait_for(waiter, max(0.0, deadline - loop.time()))
+        except TimeoutError:
+            raise XacoordError(
+                Reason.POOL_EXHAUSTED,
+                "all sessions of the agent are in use; retry, or raise sessions.max",
+            ) from None
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    async def _open(self, slot: int) -> Session:
+        lock = slot_lock(self._participant, slot)
+        try:
+            session = await Session.open(self._target)
+        except ConnectError as error:
+            self._give_back(slot)
+            raise XacoordError(
+                Reason.SERVER_UNAVAILABLE, f"cannot connect to the server ({error.errno})"
+            ) from None
+        except BaseException:
+            self._give_back(slot)
+            raise
+        self._busy[session] = slot
+        session.lock = lock
+        session.net_buffer_length = self.net_buffer_length
+        for attempt in range(50):
+            held = await session.query(
+                Query("SELECT GET_LOCK(%s, 0), IS_USED_LOCK(%s)", (lock, participant_lock(self._participant)))
+            )
+            if not isinstance(held, Ok) or number(held.rows[0][1]) != self.control_id:
+                self.discard(session)
+                raise XacoordError(
+                    Reason.SERVER_UNAVAILABLE, "the agent does not hold the participant's lock"
+                )
+            if number(held.rows[0][0]) == 1:
+                return session
+            await asyncio.sleep(min(0.1, 0.002 * 2**attempt))  # the slot's former session is just ending
+        self.discard(session)
+        raise XacoordError(Reason.SERVER_UNAVAILABLE, "a former session of this agent does not end")
+
+    def release(self, session: Session) -> None:
+        """Take back a session that is in no XA state."""
+        if session.dead or self._busy.get(session) is None:
+            self.discard(session)
+            return
+        self._idle.append(session)
+        self._wake()
+
+    def discard(self, session: Session) -> None:
+        """Close a session whose state is not known to be clean."""
+        session.close()
+        slot = self._busy.pop(session, None)
+        if slot is not None:
+            self._give_back(slot)
+
+    def _give_back(self, slot: int) -> None:
+        self._slots.append(slot)
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def retarget(self, control_id: int, net_buffer_length: int) -> None:
+        """The agent holds the participant's lock by a new control connection: sessions of before are void."""
+        self.control_id = control_id
+        self.net_buffer_length = net_buffer_length
+        self.close_idle()
+
+    def trim(self) -> None:
+        """Close half of the idle sessions beyond `warm`; called now and then."""
+        for _ in range((len(self._idle) - self._warm + 1) // 2):
+            self.discard(self._idle.pop(0))
+
+    def close_idle(self) -> None:
+        """Close the sessions that nobody uses."""
+        for session in self._idle:
+            self.discard(session)
+        self._idle.clear()
+
+
+def with_raw_cells(target: Target, timeout_seconds: float) -> Target:
+    """The same server for the control connection: cells as bytes, because foreign XIDs are no text."""
+    return replace(target, raw=True, timeout_seconds=timeout_seconds)

@@ -1,0 +1,166 @@
+"""Service: participant_agent.v1.ParticipantAgent on the wire: reads messages, asks the agent, writes
+messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from dtp import Gtrid, Reason, Vote, XacoordError
+from participant_agent import values
+from participant_agent.agent import Agent
+from participant_agent.core.errors import Failure
+from participant_agent.core.finish import Finished, SessionUse, State
+from participant_agent.core.registry import Command, Commit, Prepare, Rollback, Run
+from participant_agent.core.work import Voted
+from participant_agent.link import Link, report_message
+from participant_agent.v1 import participant_agent_pb2 as pb
+from participant_agent.v1 import participant_agent_pb2_grpc as rpc
+
+_MAX_PARTICIPANTS = 64
+_EVIDENCE: dict[str, pb.EvidenceState] = {
+    "COMMITTED": pb.EVIDENCE_STATE_COMMITTED,
+    "NOT_COMMITTED": pb.EVIDENCE_STATE_NOT_COMMITTED,
+    "UNDECIDED": pb.EVIDENCE_STATE_UNDECIDED,
+    "NONE": pb.EVIDENCE_STATE_NONE,
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Service(rpc.ParticipantAgentServicer):
+    """The agent's gRPC interface; XacoordError leaves it as it is (shell.status maps it)."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    async def Execute(self, request: pb.ExecuteRequest, context: Context) -> pb.ExecuteResponse:  # type:
+        ignore[override] statements = values.read_statements(request.statements,
+        self._agent.backslash_escapes) results = await self._agent.execute(request.gtrid, statements,
+        request.read_only) return pb.ExecuteResponse(results=[values.result_message(result) for result in
+        results])
+
+    async def Fence(self, request: pb.FenceRequest, context: Context) -> pb.FenceResponse:  # type:
+        ignore[override] ended = await self._agent.fence(request)
+        return pb.FenceResponse(ended_sessions=ended, server=self._agent.server_info())
+
+    async def Scan(self, request: pb.ScanRequest, context: Context) -> pb.ScanResponse:  # type:
+        ignore[override] scanned = await self._agent.scan(request.coordinator_id, request.epoch)
+        return pb.ScanResponse(
+            prepared=[
+                pb.PreparedXid(format_id=xid.format_id, gtrid=xid.gtrid, bqual=xid.bqual)
+                for xid in scanned.prepared
+            ],
+            ghosts=scanned.ghosts,
+            blocked=[
+                pb.BlockedSession(
+                    connection_id=b.connection_id, user=b.user, waited_seconds=b.waited_seconds, table=b.table
+                )
+                for b in scanned.blocked
+            ],
+            server=self._agent.server_info(),
+        )
+
+    async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupResponse:  # type:
+        ignore[override] found = await self._agent.lookup(request.coordinator_id, request.gtrids)
+        return pb.LookupResponse(
+            evidence=[
+                pb.Evidence(gtrid=gtrid, state=_EVIDENCE[state])
+                for gtrid, state in zip(request.gtrids, found, strict=True)
+            ]
+        )
+
+    async def Attach(  # type: ignore[override]
+        self, requests: AsyncIterator[pb.AttachRequest], context: Context
+    ) -> AsyncIterator[pb.AttachResponse]:
+        first = await anext(aiter(requests), None)
+        if first is None or not first.HasField("hello"):
+            raise XacoordError(Reason.INVALID_REQUEST, "the first message of the stream must carry hello")
+        link = self._agent.attach(first.hello)
+        # The coordinator learns that it is attached before anything happens.
+        await context.send_initial_metadata(())
+        reading = asyncio.ensure_future(self._read(link, first, requests))
+        try:
+            async for message in link.messages():
+                yield message
+            if link.closed is not None and link.closed.reason is not Reason.COORDINATOR_UNAVAILABLE:
+                raise link.closed
+        finally:
+            reading.cancel()
+            self._agent.detach(link)
+
+    async def _read(self, link: Link, first: pb.AttachRequest, requests: AsyncIterator[pb.AttachRequest]) ->
+        None: try:
+            self._take(link, first)
+            async for message in requests:
+                if message.HasField("hello"):
+                    raise XacoordError(Reason.INVALID_REQUEST, "hello comes once")
+                self._take(link, message)
+            link.close(XacoordError(Reason.COORDINATOR_UNAVAILABLE, "the stream ended"))
+        except XacoordError as error:
+            link.close(error)
+        except grpc.aio.UsageError:
+            link.close(XacoordError(Reason.COORDINATOR_UNAVAILABLE, "the stream ended"))
+
+    def _take(self, link: Link, message: pb.AttachRequest) -> None:
+        """Carry out a message's commands, none waiting for another."""
+        for command in message.commands:
+            if link.closed is not None:
+                return
+            self._command(link, command)
+        if message.purge_below:
+            self._agent.purge_below(link.coordinator_id, message.purge_below)
+
+    def _command(self, link: Link, message: pb.Command) -> None:
+        verb = message.WhichOneof("verb")
+        if verb == "enlisted":
+            link.enlisted(message.gtrid, message.enlisted)
+            return
+        try:
+            gtrid = Gtrid.parse(message.gtrid)
+            if gtrid.coordinator_id != link.coordinator_id:
+                raise XacoordError(Reason.INVALID_GTRID, "the branch belongs to another coordinator")
+            command = _read_command(message, self._agent.backslash_escapes)
+        except XacoordError as error:
+            link.put(report_message(message.gtrid, _refused(message, values.refusal(error))))
+            return
+        self._agent.branches.command(message.gtrid, link.coordinator_id, link.epoch, command)
+
+
+def _read_command(message: pb.Command, backslash_escapes: bool) -> Command:
+    verb = message.WhichOneof("verb")
+    if verb == "run":
+        run = message.run
+        statements = values.read_statements(run.statements, backslash_escapes)
+        participants = _participants(run.participants)
+        remaining = run.remaining_milliseconds / 1000
+        return Run(statements, run.read_only, participants, remaining, run.one_phase)
+    if verb == "prepare":
+        return Prepare(_participants(message.prepare.participants))
+    if verb == "commit":
+        return Commit(message.commit.one_phase)
+    if verb == "rollback":
+        return Rollback()
+    raise XacoordError(Reason.INVALID_REQUEST, "a command without a verb that this agent knows")
+
+
+def _participants(numbers: Any) -> tuple[int, ...]:
+    if len(numbers) > _MAX_PARTICIPANTS:
+        raise XacoordError(Reason.INVALID_REQUEST, f"more than {_MAX_PARTICIPANTS} participants")
+    if any(number >= 36**4 for number in numbers):
+        raise XacoordError(Reason.INVALID_REQUEST, "a participant number is above 36^4 - 1")
+    return tuple(numbers)
+
+
+def _refused(message: pb.Command, why: Failure) -> Voted | Finished:
+    """The answer to a command that is not carried out. Nothing was started, so nothing can have happened."""
+    verb = message.WhichOneof("verb")
+    if verb == "run" and message.run.one_phase:
+        return Finished(State.ROLLED_BACK, SessionUse.CLOSE, why)
+    if verb in ("run", "prepare"):
+        return Voted(Vote.ROLLBACK, SessionUse.CLOSE, why)
+    return Finished(State.RETRY, SessionUse.CLOSE, why)

@@ -1,0 +1,265 @@
+"""Session: one connection to the server, driven by the event loop. The only file that imports MySQLdb.
+
+A query is sent with `send_query`, and its answer read when the socket becomes readable, so that hundreds of
+sessions need no threads. What could block the loop is done in a thread: connecting, and reading results that
+are not complete in the socket's buffer (larger than the server's net_buffer_length, or several results of a
+CALL).
+
+Every query has a client-side time-out. A session that lost its connection, timed out or was told too much is
+dead: the answer is `Lost` or `TooLarge`, its socket is closed, and it is never used again. That the server's
+side ended too is for core/sessions.py to prove.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import fcntl
+import termios
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from MySQLdb import _exceptions, _mysql
+from MySQLdb.constants import CLIENT, FIELD_TYPE, FLAG
+
+from participant_agent.core import sessions as names
+from participant_agent.core.effects import Lost, Ok, Query, Result, ServerError, TooLarge, Verb
+from participant_agent.core.errors import LOST_ERRNOS
+from participant_agent.values import render
+
+_FETCH_ROWS = 500
+
+# Text columns come as str, binary ones as bytes; everything else as the bytes of its text form.
+_TEXT_OR_BYTES = ((FLAG.BINARY, bytes), (None, str))
+_CONVERTERS: dict[int, Any] = {
+    kind: _TEXT_OR_BYTES
+    for kind in (
+        FIELD_TYPE.STRING,
+        FIELD_TYPE.VAR_STRING,
+        FIELD_TYPE.VARCHAR,
+        FIELD_TYPE.TINY_BLOB,
+        FIELD_TYPE.MEDIUM_BLOB,
+        FIELD_TYPE.LONG_BLOB,
+        FIELD_TYPE.BLOB,
+    )
+} | {FIELD_TYPE.JSON: str, FIELD_TYPE.ENUM: str, FIELD_TYPE.SET: str}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How to reach the server, and what to set up there."""
+
+    arguments: dict[str, Any]
+    set_up: tuple[str, ...]
+    timeout_seconds: float
+    result_rows: int
+    result_bytes: int
+    raw: bool = False
+
+
+class ConnectError(Exception):
+    """The server could not be reached or did not accept us. `errno` is the server's or the client
+    library's."""
+
+    def __init__(self, errno: int, message: str) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+def _connect(target: Target) -> Any:
+    """Connect and set up; blocks, so it runs in a thread."""
+    try:
+        connection = _mysql.connect(
+            client_flag=CLIENT.MULTI_RESULTS,
+            conv={} if target.raw else dict(_CONVERTERS),
+            read_timeout=max(1, int(target.timeout_seconds)),
+            write_timeout=max(1, int(target.timeout_seconds)),
+            **target.arguments,
+        )
+        connection.set_character_set("utf8mb4")
+        connection.autocommit(True)
+        for sql in target.set_up:
+            connection.query(sql.encode())
+            connection.store_result()
+    except _exceptions.MySQLError as error:
+        errno, message = _errno_message(error)
+        raise ConnectError(errno, message) from None
+    return connection
+
+
+def _errno_message(error: Exception) -> tuple[int, str]:
+    arguments = error.args
+    if len(arguments) >= 2 and isinstance(arguments[0], int):
+        return arguments[0], str(arguments[1])
+    return 2000, str(error)
+
+
+class Session:
+    """One connection. Use: `await Session.open(...)`, `await session.query(...)`, `session.close()`."""
+
+    def __init__(self, connection: Any, target: Target) -> None:
+        self._connection = connection
+        self._target = target
+        self._loop = asyncio.get_running_loop()
+        self._answer: asyncio.Future[Result] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._query = Query("")
+        self._fd: int = connection.fileno()
+        self._rows_left = target.result_rows
+        self._bytes_left = target.result_bytes
+        self._in_thread = False
+        self.connection_id: int = connection.thread_id()
+        self.lock = ""
+        self.dead = False
+        self.on_death: Callable[[], None] | None = None
+        self.net_buffer_length = 1024
+        self._loop.add_reader(self._fd, self._readable)
+
+    @classmethod
+    async def open(cls, target: Target) -> Session:
+        """Connect in a thread. Raises ConnectError."""
+        connection = await asyncio.get_running_loop().run_in_executor(None, _connect, target)
+        return cls(connection, target)
+
+    @property
+    def known_as(self) -> names.Session:
+        """How the server knows this session."""
+        return names.Session(self.connection_id, self.lock)
+
+    def begin_call(self) -> None:
+        """A new call of a client: its results are counted from here."""
+        self._rows_left = self._target.result_rows
+        self._bytes_left = self._target.result_bytes
+
+    async def query(self, query: Query) -> Result:
+        """Run one query; never raises for what the server or the network does."""
+        if self.dead:
+            return Lost()
+        if self._answer is not None:
+            raise AssertionError("two queries at once on one session")
+        self._answer = self._loop.create_future()
+        self._query = query
+        try:
+            self._connection.send_query(render(query.sql, query.parameters, self._connection.string_literal))
+        except _exceptions.MySQLError as error:
+            self._refused(error)
+        self._timer = self._loop.call_later(self._target.timeout_seconds, self._timed_out)
+        try:
+            return await self._answer
+        finally:
+            self._timer.cancel()
+            self._answer = None
+
+    def _settle(self, result: Result) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(result)
+
+    def _timed_out(self) -> None:
+        self._die(Lost(f"no answer within {self._target.timeout_seconds:g} s", timed_out=True))
+
+    def _readable(self) -> None:
+        if self._answer is None:  # the server has hung up, or says why it will
+            self._die(Lost())
+            return
+        if self._answer.done():
+            return
+        waiting = array.array("i", [0])
+        fcntl.ioctl(self._fd, termios.FIONREAD, waiting)
+        try:
+            self._connection.read_query_result()
+            if self._connection.field_count() == 0 and not self._connection.more_results():
+                self._settle(self._without_rows())
+                return
+            if waiting[0] < self.net_buffer_length and not self._connection.more_results():
+                self._settle(self._read_rows())
+                return
+        except Exception as error:
+            self._refused(error)
+            return
+        self._loop.remove_reader(self._fd)
+        self._in_thread = True
+        self._loop.run_in_executor(None, self._read_all).add_done_callback(self._read_in_thread)
+
+    def _read_in_thread(self, reading: asyncio.Future[Result]) -> None:
+        self._in_thread = False
+        if self.dead:
+            self._close_connection()
+            return
+        self._loop.add_reader(self._fd, self._readable)
+        error = reading.exception()
+        if error is not None:
+            self._refused(error)
+        else:
+            result = reading.result()
+            if isinstance(result, TooLarge):
+                self._die(result)
+            self._settle(result)
+
+    def _without_rows(self) -> Ok:
+        connection = self._connection
+        return Ok((), connection.affected_rows(), connection.insert_id(), connection.warning_count())
+
+    def _read_all(self) -> Result:
+        """The first result with rows, and the end of the others."""
+        kept: Result | None = None
+        while True:
+            if self._connection.field_count():
+                result = self._read_rows()
+                if isinstance(result, TooLarge):
+                    return result
+                kept = kept or result
+            elif kept is None and not self._connection.more_results():
+                return self._without_rows()
+            if self._connection.next_result() != 0:
+                break
+        return kept or self._without_rows()
+
+    def _read_rows(self) -> Result:
+        connection = self._connection
+        result = connection.use_result()
+        description, rows = result.describe(), []
+        limited = self._query.verb is Verb.STATEMENT
+        while batch := result.fetch_row(_FETCH_ROWS):
+            if limited:
+                self._rows_left -= len(batch)
+                self._bytes_left -= sum(len(cell) for row in batch for cell in row if cell is not None)
+                if self._rows_left < 0 or self._bytes_left < 0:
+                    return TooLarge(
+                        f"the call returns more than {self._target.result_rows} rows or "
+                        f"{self._target.result_bytes} bytes; ask for less"
+                    )
+            rows.extend(batch)
+        columns = tuple((column[0], column[1]) for column in description)
+        return Ok(tuple(rows), len(rows), 0, connection.warning_count(), columns)
+
+    def _refused(self, error: BaseException) -> None:
+        if not isinstance(error, _exceptions.MySQLError):
+            self._die(Lost(f"the server's answer could not be read ({type(error).__name__})"))
+            return
+        errno, message = _errno_message(error)
+        if errno in LOST_ERRNOS:
+            self._die(Lost(f"({errno}) {message}"))
+        else:
+            self._settle(ServerError(errno, message))
+
+    def _die(self, result: Result) -> None:
+        if self.dead:
+            return
+        self.dead = True
+        self._settle(result)
+        if not self._in_thread:
+            self._loop.remove_reader(self._fd)
+            self._close_connection()
+        if self.on_death is not None:
+            self.on_death()
+
+    def _close_connection(self) -> None:
+        with contextlib.suppress(_exceptions.MySQLError):
+            self._connection.close()
+
+    def close(self) -> None:
+        """Close our side. The server rolls back what is active and keeps what is prepared."""
+        self.on_death = None
+        self._die(Lost("the session was closed"))
