@@ -137,7 +137,7 @@ class PrivateServer:
         else:
             shutil.rmtree(directory / "data", ignore_errors=True)  # an earlier copy that was cut short
             _copy_tree(_template(binaries), directory / "data")
-            port = _free_port()
+            port = free_port()
             description.write_text(json.dumps({"engine": engine, "version": binaries.version, "port": port}))
         return cls(binaries, directory, port, options or {}, binlog)
 
@@ -195,7 +195,7 @@ class PrivateServer:
             self._process = None
             for leftover in (self._socket, self._socket.with_name(self._socket.name + ".lock")):
                 leftover.unlink(missing_ok=True)  # a killed server's; its pid may by now be someone else's
-            self._process = _spawn(self._binaries.command(*self._arguments()), self._directory / "output.log")
+            self._process = spawn(self._binaries.command(*self._arguments()), self._directory / "output.log")
         if wait:
             self.wait_until_ready(timeout_seconds)
 
@@ -299,6 +299,16 @@ class PrivateServer:
             cursor.execute(statement, arguments)
             return list(cursor.fetchall()) if cursor.description else []
 
+    def prepared(self) -> list[tuple[int, bytes, bytes]]:
+        """What XA RECOVER lists: (formatID, gtrid, bqual), whatever bytes they have."""
+        form = "XA RECOVER CONVERT XID" if self.engine == "mysql" else "XA RECOVER"
+        found = []
+        for format_id, gtrid_length, _, data in self.sql(form):
+            if self.engine == "mysql":
+                data = bytes.fromhex((data if isinstance(data, str) else data.decode())[2:])
+            found.append((int(format_id), data[:gtrid_length], data[gtrid_length:]))
+        return found
+
     def create_agent_account(self, user: str, password: str, databases: Sequence[str]) -> None:
         """Creates (or changes) an account with exactly the rights that a participant agent needs.
 
@@ -390,7 +400,9 @@ def _user_argument() -> list[str]:
     return ["--user=root"] if os.geteuid() == 0 else []
 
 
-def _spawn(command: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
+def spawn(
+    command: Sequence[str], output: Path, environ: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Starts a child that the kernel kills when this process dies; its output goes to a file."""
 
     def start() -> subprocess.Popen[bytes]:
@@ -401,13 +413,14 @@ def _spawn(command: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd="/",
+                env=environ,
                 start_new_session=True,  # Ctrl-C in a terminal is for this process to deal with
             )
 
     return _spawner.submit(start).result()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A free port of 127.0.0.1, below those that the kernel hands out: free while a server is down, too."""
     while True:
         port = random.randrange(20_000, 32_000)
@@ -459,9 +472,9 @@ def _initialise(binaries: Binaries, directory: Path) -> None:
             *_user_argument(),
         ]
     output = directory / "initialise.log"
-    if _spawn(command, output).wait() != 0:
+    if spawn(command, output).wait() != 0:
         raise ServerError(f"{binaries.engine} does not initialise a data directory\n{_tail(output)}")
-    server = PrivateServer(binaries, directory, _free_port(), {}, binlog=False)
+    server = PrivateServer(binaries, directory, free_port(), {}, binlog=False)
     with server:
         server.stop()
     (data / "auto.cnf").unlink(missing_ok=True)  # holds server_uuid, which every copy makes for itself

@@ -206,7 +206,9 @@ class Agent:
             ticks += 1
             for entry in self.branches.registry.overdue(loop.time()):
                 entry.deadline = None
-                entry.doom = entry.doom or Failure(Reason.DEADLINE_PASSED, "the transaction's deadline passed")
+                entry.doom = entry.doom or Failure(
+                    Reason.DEADLINE_PASSED, "the transaction's deadline passed"
+                )
                 self._roll_back(entry.gtrid, entry.coordinator_id, entry.epoch)
             if ticks % _TRIM_EVERY == 0:
                 self.workers.trim()
@@ -263,8 +265,10 @@ class Agent:
         purged_to = ""
         if not self.config.witness.enabled:
             purged_to = recovery.unprovable_below(request.coordinator_id, request.epoch)
-        wanted = Fenced(request.coordinator_id, request.number, request.epoch, request.log_identity,
-        purged_to) async with self._fencing:
+        wanted = Fenced(
+            request.coordinator_id, request.number, request.epoch, request.log_identity, purged_to
+        )
+        async with self._fencing:
             schema, participant = self.config.mysql.schema, self.config.agent.participant
             remembered = await self.control.drive(recovery.fence(schema, participant, wanted))
             self.fences[request.coordinator_id] = remembered
@@ -327,8 +331,10 @@ class Agent:
         link = self.links.get(parsed.coordinator_id)
         if link is None:
             raise XacoordError(
-                Reason.COORDINATOR_UNAVAILABLE, "the coordinator is not attached to this agent; retry",
-            gtrid=gtrid )
+                Reason.COORDINATOR_UNAVAILABLE,
+                "the coordinator is not attached to this agent; retry",
+                gtrid=gtrid,
+            )
         command = Execute(statements, read_only)
         action = self.branches.registry.arrive(gtrid, parsed.coordinator_id, parsed.epoch, command)
         if isinstance(action, Refuse):
@@ -386,8 +392,8 @@ class Agent:
         self._require_serving()
         if epoch:
             self._fence_of(coordinator_id, epoch)
-        sessions = [e.session for e in self.branches.registry.entries.values() if e.state is
-        BranchState.PREPARED] owners = tuple(s.connection_id for s in sessions if isinstance(s, Session))
+        sessions = [e.session for e in self.branches.registry.entries.values()]
+        owners = tuple(s.connection_id for s in sessions if isinstance(s, Session))
         scanned = await self.control.drive(recovery.scan(self.engine, owners))
         if scanned.unseen and not self._unseen_logged:
             self._unseen_logged = True
@@ -408,8 +414,12 @@ class Agent:
         before = set(self.branches.registry.entries)
         evidence = await self.control.drive(
             recovery.lookup(
-                self.engine, self.config.witness_table, fence.purged_to, fence.number,
-            tuple(dict.fromkeys(gtrids)) )
+                self.engine,
+                self.config.witness_table,
+                fence.purged_to,
+                fence.number,
+                tuple(dict.fromkeys(gtrids)),
+            )
         )
         live = before | set(self.branches.registry.entries)
         undecided, committed = recovery.Lookup.UNDECIDED, recovery.Lookup.COMMITTED

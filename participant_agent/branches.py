@@ -225,7 +225,9 @@ class Branches:
             return self._settle_one_phase(entry, result)
         branch = entry.work.branch if entry.work else self._names(entry.gtrid, entry.coordinator_id)
         if commit.one_phase and entry.state is not BranchState.PREPARED:
-            result = await self._control.drive(finish.resolve_one_phase(branch, Lost("the branch is not known")))
+            result = await self._control.drive(
+                finish.resolve_one_phase(branch, Lost("the branch is not known"))
+            )
             return self._settle_end(entry, result, owned=False)
         try:
             session, owned = await self._finisher(entry)
@@ -380,7 +382,8 @@ class Branches:
             if isinstance(session, Session):
                 if not await self.kill(entry):
                     raise XacoordError(
-                        Reason.SERVER_UNAVAILABLE, f"session {session.connection_id} does not end; fence again"
+                        Reason.SERVER_UNAVAILABLE,
+                        f"session {session.connection_id} does not end; fence again",
                     )
                 ended += 1
             if entry.running is None:
@@ -403,7 +406,9 @@ class Branches:
         self._finishers.close_idle()
 
 
-def names_of(engine_of: Callable[[], Any], number_of: Callable[[str], int], evidence: Callable[[str], Evidence]) -> Names:
+def names_of(
+    engine_of: Callable[[], Any], number_of: Callable[[str], int], evidence: Callable[[str], Evidence]
+) -> Names:
     """The function that names branches: engine, number and evidence may change while the agent runs."""
 
     def name(gtrid: str, coordinator_id: str) -> Branch:

@@ -111,8 +111,8 @@ class Control:
         taken = await self.drive(sessions.take_over(self._participant, _LOCK_ATTEMPTS, former))
         if taken.state is sessions.TakeOver.HELD_BY_OTHER:
             raise StartError(
-                f"another agent speaks for participant {self._participant!r}: connection {taken.holder} of the server "
-                "holds its lock; stop that agent, or KILL that connection if its host is gone"
+                f"another agent speaks for participant {self._participant!r}: the server's connection "
+                f"{taken.holder} holds its lock; stop that agent, or KILL that connection if its host is gone"
             )
         session = self._session
         if taken.state is sessions.TakeOver.FAILED or session is None or session.dead:
@@ -153,7 +153,9 @@ class Control:
                     await regained()
                 except (ConnectError, StartError, Exception) as error:
                     self.close()
-                    self._log.warning("no control connection", error=type(error).__name__, retry_in_seconds=backoff)
+                    self._log.warning(
+                        "no control connection", error=type(error).__name__, retry_in_seconds=backoff
+                    )
                     await asyncio.sleep(backoff)
                     backoff = min(backoff * 2, _LONGEST_BACKOFF_SECONDS)
 

@@ -35,8 +35,10 @@ async def examine(config: Config, output: str) -> int:
 def show(checks: list[Check], output: str) -> None:
     """Print the findings."""
     if output == "json":
-        rows = [{"name": c.name, "severity": c.severity.value, "found": c.found, "fix": c.fix} for c in
-        checks] click.echo(json.dumps(rows, indent=2))
+        rows = [
+            {"name": c.name, "severity": c.severity.value, "found": c.found, "fix": c.fix} for c in checks
+        ]
+        click.echo(json.dumps(rows, indent=2))
         return
     width = max(len(check.name) for check in checks)
     for check in checks:

@@ -96,7 +96,9 @@ def _check(bare: str) -> bool:
     found = _FIRST_WORD.match(bare)
     word = found[1].upper() if found else ""
     if forbidden := _FORBIDDEN.search(bare):
-        raise refused(f"{forbidden[0].upper()} cannot be used inside a branch: it acts beyond the transaction")
+        raise refused(
+            f"{forbidden[0].upper()} cannot be used inside a branch: it acts beyond the transaction"
+        )
     if word == "ROLLBACK" and _ROLLBACK_TO.match(bare):
         return False
     if word == "RELEASE" and _RELEASE.match(bare):
@@ -107,9 +109,9 @@ def _check(bare: str) -> bool:
         raise refused("only user variables (SET @name = ...) can be set inside a branch")
     if word not in _ALLOWED:
         raise refused(
-            f"{word or 'this'} is not a statement that can run inside a branch: it would commit, or it is the "
-            "coordinator's to say; end the transaction through the coordinator, and change schemas outside of
-        it" )
+            f"{word or 'this'} is not a statement that can run inside a branch: it would commit, or it is "
+            "the coordinator's to say; end transactions through the coordinator, change schemas outside of them"
+        )
     return _ALLOWED[word]
 
 
@@ -138,7 +140,9 @@ def _strip(sql: str, backslash_escapes: bool) -> tuple[str, int]:
             parts.append(" ")
         inside = sql[found.start() : end]
         if "%s" in inside.replace("%%", ""):
-            raise refused("%s inside quotes or a comment; write it without quotes, and %%s for the two characters")
+            raise refused(
+                "%s inside quotes or a comment; write it without quotes, and %%s for the two characters"
+            )
         place = end
     parts.append(sql[place:])
     return "".join(parts), placeholders
@@ -161,9 +165,8 @@ def _end_of_literal(sql: str, start: int, quote: str, backslash_escapes: bool) -
 
 def _end_of_comment(sql: str, start: int, token: str) -> int:
     if token == "/*":
-        if sql[start + 2 : start + 3] in ("!", "+") or sql[start + 2 : start + 4].upper() == "M!":
-            if sql[start + 2 : start + 3] != "+":
-                raise refused("executable comments (/*! and /*M!) cannot be used inside a branch")
+        if sql[start + 2 : start + 3] == "!" or sql[start + 2 : start + 4].upper() == "M!":
+            raise refused("executable comments (/*! and /*M!) cannot be used inside a branch")
         end = sql.find("*/", start + 2)
         if end < 0:
             raise refused("the statement ends inside a comment")

@@ -15,12 +15,12 @@ from participant_agent.core.work import Voted
 from participant_agent.v1 import participant_agent_pb2 as pb
 from participant_agent.values import result_message
 
-_VOTES: dict[Vote, pb.Vote] = {
+_VOTES: dict[Vote, pb.Vote.ValueType] = {
     Vote.OK: pb.VOTE_OK,
     Vote.READ_ONLY: pb.VOTE_READ_ONLY,
     Vote.ROLLBACK: pb.VOTE_ROLLBACK,
 }
-_STATES: dict[State, pb.FinishedState] = {
+_STATES: dict[State, pb.FinishedState.ValueType] = {
     State.COMMITTED: pb.FINISHED_STATE_COMMITTED,
     State.ROLLED_BACK: pb.FINISHED_STATE_ROLLED_BACK,
     State.RETRY: pb.FINISHED_STATE_RETRY,
@@ -50,7 +50,9 @@ def report_message(gtrid: str, result: Voted | Finished) -> pb.Report:
     results = [result_message(ok) for ok in result.results]
     failure = failure_message(result.failure)
     if isinstance(result, Voted):
-        return pb.Report(gtrid=gtrid, voted=pb.Voted(vote=_VOTES[result.vote], failure=failure, results=results))
+        return pb.Report(
+            gtrid=gtrid, voted=pb.Voted(vote=_VOTES[result.vote], failure=failure, results=results)
+        )
     return pb.Report(
         gtrid=gtrid, finished=pb.Finished(state=_STATES[result.state], failure=failure, results=results)
     )
@@ -101,7 +103,9 @@ class Link:
         for future in self._enlisting.values():
             if not future.done():
                 future.set_exception(
-                    XacoordError(Reason.COORDINATOR_UNAVAILABLE, "the coordinator's stream ended; begin again")
+                    XacoordError(
+                        Reason.COORDINATOR_UNAVAILABLE, "the coordinator's stream ended; begin again"
+                    )
                 )
                 future.exception()  # it may be that nobody waits any more
         self._enlisting.clear()

@@ -22,7 +22,7 @@ from participant_agent.v1 import participant_agent_pb2 as pb
 from participant_agent.v1 import participant_agent_pb2_grpc as rpc
 
 _MAX_PARTICIPANTS = 64
-_EVIDENCE: dict[str, pb.EvidenceState] = {
+_EVIDENCE: dict[str, pb.EvidenceState.ValueType] = {
     "COMMITTED": pb.EVIDENCE_STATE_COMMITTED,
     "NOT_COMMITTED": pb.EVIDENCE_STATE_NOT_COMMITTED,
     "UNDECIDED": pb.EVIDENCE_STATE_UNDECIDED,
@@ -38,18 +38,17 @@ class Service(rpc.ParticipantAgentServicer):
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
 
-    async def Execute(self, request: pb.ExecuteRequest, context: Context) -> pb.ExecuteResponse:  # type:
-        ignore[override] statements = values.read_statements(request.statements,
-        self._agent.backslash_escapes) results = await self._agent.execute(request.gtrid, statements,
-        request.read_only) return pb.ExecuteResponse(results=[values.result_message(result) for result in
-        results])
+    async def Execute(self, request: pb.ExecuteRequest, context: Context) -> pb.ExecuteResponse:
+        statements = values.read_statements(request.statements, self._agent.backslash_escapes)
+        results = await self._agent.execute(request.gtrid, statements, request.read_only)
+        return pb.ExecuteResponse(results=[values.result_message(result) for result in results])
 
-    async def Fence(self, request: pb.FenceRequest, context: Context) -> pb.FenceResponse:  # type:
-        ignore[override] ended = await self._agent.fence(request)
+    async def Fence(self, request: pb.FenceRequest, context: Context) -> pb.FenceResponse:
+        ended = await self._agent.fence(request)
         return pb.FenceResponse(ended_sessions=ended, server=self._agent.server_info())
 
-    async def Scan(self, request: pb.ScanRequest, context: Context) -> pb.ScanResponse:  # type:
-        ignore[override] scanned = await self._agent.scan(request.coordinator_id, request.epoch)
+    async def Scan(self, request: pb.ScanRequest, context: Context) -> pb.ScanResponse:
+        scanned = await self._agent.scan(request.coordinator_id, request.epoch)
         return pb.ScanResponse(
             prepared=[
                 pb.PreparedXid(format_id=xid.format_id, gtrid=xid.gtrid, bqual=xid.bqual)
@@ -65,8 +64,8 @@ class Service(rpc.ParticipantAgentServicer):
             server=self._agent.server_info(),
         )
 
-    async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupResponse:  # type:
-        ignore[override] found = await self._agent.lookup(request.coordinator_id, request.gtrids)
+    async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupResponse:
+        found = await self._agent.lookup(request.coordinator_id, request.gtrids)
         return pb.LookupResponse(
             evidence=[
                 pb.Evidence(gtrid=gtrid, state=_EVIDENCE[state])
@@ -74,7 +73,7 @@ class Service(rpc.ParticipantAgentServicer):
             ]
         )
 
-    async def Attach(  # type: ignore[override]
+    async def Attach(
         self, requests: AsyncIterator[pb.AttachRequest], context: Context
     ) -> AsyncIterator[pb.AttachResponse]:
         first = await anext(aiter(requests), None)
@@ -93,8 +92,10 @@ class Service(rpc.ParticipantAgentServicer):
             reading.cancel()
             self._agent.detach(link)
 
-    async def _read(self, link: Link, first: pb.AttachRequest, requests: AsyncIterator[pb.AttachRequest]) ->
-        None: try:
+    async def _read(
+        self, link: Link, first: pb.AttachRequest, requests: AsyncIterator[pb.AttachRequest]
+    ) -> None:
+        try:
             self._take(link, first)
             async for message in requests:
                 if message.HasField("hello"):

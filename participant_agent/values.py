@@ -144,8 +144,9 @@ def result_message(result: Ok) -> pb.StatementResult:
         message.columns.extend(pb.Column(name=name) for name, _ in columns)
         kinds = [kind for _, kind in columns]
         for row in result.rows:
-            message.rows.add().values.extend(cell_value(cell, kind) for cell, kind in zip(row, kinds,
-    strict=True)) return message
+            cells = zip(row, kinds, strict=True)
+            message.rows.add().values.extend(cell_value(cell, kind) for cell, kind in cells)
+    return message
 
 
 def cell_value(cell: object, kind: int) -> pb.Value:

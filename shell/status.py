@@ -6,7 +6,7 @@ The mapping happens here and nowhere else on the server's side.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
@@ -42,7 +42,7 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: XacoordError
     raise AssertionError("unreachable: abort raises")
 
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):

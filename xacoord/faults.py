@@ -63,7 +63,7 @@ def decode_fault(error: Any) -> Fault:
 def make_fault(status: str, details: str, trailers: Iterable[tuple[str, str | bytes]]) -> Fault:
     """The fault behind a status name, its text and the trailing metadata."""
     # Imported here: most processes never see an error.
-    from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped]
+    from google.rpc.error_details_pb2 import ErrorInfo
 
     info = _error_info(trailers, ErrorInfo)
     if info is None:
@@ -91,7 +91,7 @@ def make_fault(status: str, details: str, trailers: Iterable[tuple[str, str | by
 
 def _error_info(trailers: Iterable[tuple[str, str | bytes]], error_info: Any) -> Any:
     from google.protobuf.message import DecodeError
-    from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+    from google.rpc.status_pb2 import Status
 
     for key, value in trailers:
         if key != STATUS_KEY or not isinstance(value, bytes):

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from coordinator.v1 import coordinator_pb2 as pb
 from dtp import Reason
 from participant_agent.v1 import participant_agent_pb2 as agent_pb
-from xacoord.errors import AlreadyCommitted, TransactionError
+from xacoord.errors import AlreadyCommitted, InDoubt, TransactionError
 from xacoord.faults import Fault
 from xacoord.result import Result
 from xacoord.status import TransactionStatus, decode_outcome, decode_status
@@ -147,6 +147,8 @@ def rollback(gtrid: str, grace_seconds: float) -> Flow[TransactionError | None]:
     if reply.fault is not None:
         if reply.fault.reason in {Reason.ALREADY_COMMITTED, Reason.DECISION_CONTRADICTED}:
             return AlreadyCommitted(gtrid, "someone else has decided to commit the transaction")
+        if reply.fault.reason == Reason.TRANSACTION_NOT_ACTIVE:
+            return InDoubt(f"someone else is committing it: ask tm.status({gtrid!r})", gtrid)
         return None
     outcome = decode_outcome(reply.message.outcome)
     try:

@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from dtp import Outcome, Reason
 from xacoord import flows, requests, settlement
-from xacoord.errors import HeuristicMixed, InvalidRequest, RolledBack, TransactionError
+from xacoord.errors import HeuristicMixed, InDoubt, InvalidRequest, RolledBack, TransactionError
 from xacoord.result import Result
 from xacoord.session import Session
 from xacoord.statement import Statement, StatementLike, WaitFor
@@ -180,7 +180,7 @@ class Transaction:
         Where the coordinator cannot be reached the transaction's time-out does it.
 
         Raises:
-            HeuristicMixed, AlreadyCommitted: someone else has ended it otherwise.
+            HeuristicMixed, AlreadyCommitted, InDoubt: someone else has ended it, or is about to.
             InvalidRequest: it has ended or not begun.
         """
         self._failure = None
@@ -265,8 +265,10 @@ class Transaction:
         self.outcome = Outcome.ROLLED_BACK
         session = self._session
         error = session.driver.drive(flows.rollback(self.gtrid, session.grace_seconds))
-        if error is not None:
-            self.outcome = error.outcome if isinstance(error, HeuristicMixed) else Outcome.COMMITTED
+        if isinstance(error, HeuristicMixed):
+            self.outcome = error.outcome
+        elif error is not None:
+            self.outcome = Outcome.UNKNOWN if isinstance(error, InDoubt) else Outcome.COMMITTED
         return error
 
     def _roll_back_after(self, exc: BaseException) -> None:

@@ -19,8 +19,8 @@ class Meaning(Enum):
 
     DUPLICATE_XID = "the XID is in use"
     DIRTY_SESSION = "the session is in the middle of something else; close it"
-    STATEMENT_UNDONE = "only the statement is undone; PREPARE would still succeed, so the branch is doomed by
-    us" REFUSED = "refused, the branch is as it was"
+    STATEMENT_UNDONE = "only the statement is undone; PREPARE would still succeed, so we doom the branch"
+    REFUSED = "refused, the branch is as it was"
     ROLLBACK_ONLY = "the server has rolled the branch back; END and ROLLBACK are left to do"
     GONE = "the branch is rolled back and forgotten"
     STILL_PREPARED = "the branch is prepared as before; ask again"
@@ -83,8 +83,9 @@ DEFAULTS: dict[Verb, Meaning] = {
 }
 
 # MySQL drops the connection together with these.
-LOST_ERRNOS = frozenset({1053, 1152, 1158, 1159, 1160, 1161, 1184, 1927, 2000, 2003, 2006, 2013, 2014, 2055,
-4031})
+LOST_ERRNOS = frozenset(
+    {1053, 1152, 1158, 1159, 1160, 1161, 1184, 1927, 2000, 2003, 2006, 2013, 2014, 2055, 4031}
+)
 
 _STATEMENT_REASONS: dict[int, Reason] = {
     1205: Reason.LOCK_TIMEOUT,
@@ -127,8 +128,8 @@ def meaning(verb: Verb, error: ServerError) -> Meaning:
 
 def clean(message: str) -> str:
     """`message` cut to 1,024 characters, control characters replaced."""
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in
-    message[:MAX_MESSAGE_CHARACTERS]) return shown
+    kept = message[:MAX_MESSAGE_CHARACTERS]
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in kept)
 
 
 def describe(result: Result) -> tuple[str, int]:

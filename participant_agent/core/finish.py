@@ -19,6 +19,8 @@ from .errors import RBROLLBACK, Failure, Meaning, failure, meaning
 from .resolve import Evidence, Proof, resolve
 from .sessions import Session, end_session
 
+_ENDED = Lost("the session was ended")
+
 
 class State(Enum):
     """How a branch ended, if it did (participant_agent.v1.FinishedState)."""
@@ -84,7 +86,9 @@ def _prove_commit(branch: Branch, answer: Result) -> Procedure[Finished]:
     if proof is Proof.COMMITTED or branch.write_less:
         return Finished(State.COMMITTED, use)
     if proof is Proof.NO_WITNESS:
-        return Finished(State.HEURISTIC_ROLLBACK, use, _heuristic(answer, "the branch is not prepared any more"))
+        return Finished(
+            State.HEURISTIC_ROLLBACK, use, _heuristic(answer, "the branch is not prepared any more")
+        )
     return Finished(State.HEURISTIC_HAZARD, use, _heuristic(answer, "the branch is gone without evidence"))
 
 
@@ -143,9 +147,7 @@ def rollback(branch: Branch, session: Session, active: bool) -> Procedure[Finish
     return (yield from roll_back_by_ending(branch, session, answer))
 
 
-def roll_back_by_ending(
-    branch: Branch, session: Session, answer: Result = Lost("the session was ended")
-) -> Procedure[Finished]:
+def roll_back_by_ending(branch: Branch, session: Session, answer: Result = _ENDED) -> Procedure[Finished]:
     """Roll back by KILL: for branches whose session is busy, lost or in no state to be asked."""
     if not (yield from end_session(session)):
         return Finished(State.RETRY, SessionUse.CLOSE, _retry(answer, "XA ROLLBACK"))

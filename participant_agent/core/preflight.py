@@ -87,7 +87,9 @@ def _version(server: Server) -> Check:
     numbers = version_numbers(server.version)
     if server.engine is Engine.MARIADB:
         if numbers < (10, 5, 2):
-            return Check("version", Severity.REFUSE, server.version, "upgrade to MariaDB 10.5.2 or later (MDEV-742)")
+            return Check(
+                "version", Severity.REFUSE, server.version, "upgrade to MariaDB 10.5.2 or later (MDEV-742)"
+            )
     elif numbers < (5, 7, 7):
         return Check("version", Severity.REFUSE, server.version, "upgrade to MySQL 8.0.30 or later")
     elif numbers < (8, 0, 30):
@@ -147,7 +149,9 @@ def _settings(server: Server) -> Procedure[list[Check]]:
     if log_bin == "1":
         sync = yield from ask("SELECT @@global.sync_binlog")
         severity = Severity.OK if sync == "1" else Severity.WARN
-        checks.append(Check("sync_binlog", severity, str(sync), "" if sync == "1" else "SET GLOBAL sync_binlog = 1"))
+        checks.append(
+            Check("sync_binlog", severity, str(sync), "" if sync == "1" else "SET GLOBAL sync_binlog = 1")
+        )
         if server.engine is Engine.MARIADB:
             fix = "replicas and point-in-time recovery may miss branches after a crash (MDEV-21469)"
             checks.append(Check("mariadb-binlog", Severity.WARN, "log_bin is on", fix))
@@ -163,7 +167,9 @@ def _recover(server: Server) -> Procedure[list[Check]]:
     foreign = sum(xid.format_id != FORMAT_ID for xid in prepared)
     if server.engine is Engine.MYSQL and version_numbers(server.version) >= (8, 0, 30) and foreign:
         fix = "finish them: beside other formatIDs MySQL may drop prepared branches at restart (bug #120125)"
-        checks.append(Check("foreign-format-ids", Severity.WARN, f"{foreign} XIDs with a formatID other than 1", fix))
+        checks.append(
+            Check("foreign-format-ids", Severity.WARN, f"{foreign} XIDs with a formatID other than 1", fix)
+        )
     transactions = yield from ask(
         "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = 0"
     )
@@ -173,8 +179,8 @@ def _recover(server: Server) -> Procedure[list[Check]]:
     checks.append(Check("process", Severity.OK, "granted"))
     ghosts = int(transactions) - len(prepared)
     if ghosts > 0:
-        fix = "transactions without session and XID hold locks: restart the server, then finish what XA
-        RECOVER lists" checks.append(Check("ghosts", Severity.WARN, str(ghosts), fix))
+        fix = "they hold locks without session or XID: restart the server, then finish what XA RECOVER lists"
+        checks.append(Check("ghosts", Severity.WARN, str(ghosts), fix))
     return checks
 
 
@@ -185,7 +191,13 @@ def _privileges(schema: str) -> Procedure[list[Check]]:
     ):
         answer = yield OnControl(Query(sql))
         if not isinstance(answer, Ok):
-            return [_denied("schema", answer, f"GRANT CREATE, SELECT, INSERT, UPDATE, DELETE ON {schema}.* TO CURRENT_USER()")]
+            return [
+                _denied(
+                    "schema",
+                    answer,
+                    f"GRANT CREATE, SELECT, INSERT, UPDATE, DELETE ON {schema}.* TO CURRENT_USER()",
+                )
+            ]
     return [Check("schema", Severity.OK, schema)]
 
 

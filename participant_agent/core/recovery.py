@@ -146,7 +146,8 @@ def fence(schema: str, participant: str, wanted: Fenced) -> Procedure[Fenced]:
     identity = wanted.log_identity.hex()
     written = yield OnControl(
         Query(
-            f"INSERT INTO {schema}.coordinator (coordinator_id, participant, number, epoch, log_identity, purged_to) "
+            f"INSERT INTO {schema}.coordinator "
+            "(coordinator_id, participant, number, epoch, log_identity, purged_to) "
             f"VALUES (%s, %s, %s, %s, X'{identity}', %s) ON DUPLICATE KEY UPDATE "
             f"purged_to = IF(number = %s AND log_identity = X'{identity}' AND epoch <= %s, "
             "GREATEST(purged_to, %s), purged_to), "
@@ -197,7 +198,7 @@ def check_fence(remembered: Fenced, wanted: Fenced) -> None:
     if remembered.epoch > wanted.epoch:
         raise XacoordError(
             Reason.STALE_EPOCH,
-            f"epoch {wanted.epoch} of coordinator {wanted.coordinator_id} is over; {remembered.epoch} was fenced",
+            f"epoch {wanted.epoch} of coordinator {wanted.coordinator_id} is over: {remembered.epoch} began",
             metadata=metadata,
         )
 
@@ -227,7 +228,8 @@ def lookup(
         names = ", ".join(f"X'{gtrid.encode().hex()}'" for gtrid in gtrids)
         found = yield OnControl(
             Query(
-                f"SELECT gtrid FROM {table} WHERE bqual = '{format_bqual(bqual_number)}' AND gtrid IN ({names})"
+                f"SELECT gtrid FROM {table} "
+                f"WHERE bqual = '{format_bqual(bqual_number)}' AND gtrid IN ({names})"
             )
         )
         if not isinstance(found, Ok):

@@ -156,7 +156,9 @@ class Refuse:
 Action: TypeAlias = Perform | Queued | Interrupt | Answer | Refuse
 
 _BUSY = Failure(Reason.BRANCH_BUSY, "a statement of this branch was still running")
-_NOT_KNOWN = Failure(Reason.BRANCH_LOST, "the agent does not know this branch; it ended or the agent was restarted")
+_NOT_KNOWN = Failure(
+    Reason.BRANCH_LOST, "the agent does not know this branch; it ended or the agent was restarted"
+)
 _ROLLED_BACK = Failure(Reason.ALREADY_ROLLED_BACK, "the branch was rolled back")
 
 
@@ -202,7 +204,9 @@ class Registry:
     def _execute(self, entry: Entry, command: Execute) -> Action:
         if entry.running is not None:
             if isinstance(entry.running, Execute):
-                return Refuse(Failure(Reason.BRANCH_BUSY, "another call of this branch is running; call one by one"))
+                return Refuse(
+                    Failure(Reason.BRANCH_BUSY, "another call of this branch is running; call one by one")
+                )
             return Refuse(Failure(Reason.TRANSACTION_NOT_ACTIVE, "the transaction is being ended"))
         if entry.doom is not None:
             return Refuse(_doomed(entry.doom))
@@ -307,7 +311,9 @@ def _settled(entry: Entry, command: Command) -> Voted | Finished | None:
         if entry.doom is not None or entry.state is not BranchState.ACTIVE:
             return Voted(Vote.ROLLBACK, SessionUse.CLOSE, entry.doom or _ROLLED_BACK)
     if isinstance(command, Commit) and not prepared and not command.one_phase:
-        why = Failure(Reason.INVALID_REQUEST, f"commit of a branch that is {entry.state.value}; prepare it first")
+        why = Failure(
+            Reason.INVALID_REQUEST, f"commit of a branch that is {entry.state.value}; prepare it first"
+        )
         return Finished(State.RETRY, SessionUse.CLOSE, why)
     if isinstance(command, Commit) and command.one_phase and entry.doom is not None:
         return Finished(State.RETRY, SessionUse.CLOSE, entry.doom)

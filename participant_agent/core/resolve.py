@@ -15,7 +15,7 @@ from enum import Enum
 
 from dtp import Xid
 
-from .effects import Ok, OnControl, Procedure, Query, Sleep
+from .effects import Ok, OnControl, Procedure, Query, Sleep, number
 from .engine import Engine
 
 _LOOK_AGAIN_SECONDS = 0.05
@@ -60,12 +60,13 @@ def has_witness(evidence: Evidence, xid: Xid) -> Procedure[bool | None]:
     """Whether the branch's witness row is there; None where the server cannot be asked."""
     found = yield OnControl(
         Query(
-            f"SELECT COUNT(*) FROM {evidence.table} WHERE gtrid = X'{xid.gtrid.hex()}' AND bqual = X'{xid.bqual.hex()}'"
+            f"SELECT COUNT(*) FROM {evidence.table} "
+            f"WHERE gtrid = X'{xid.gtrid.hex()}' AND bqual = X'{xid.bqual.hex()}'"
         )
     )
     if not isinstance(found, Ok):
         return None
-    return int(str(_plain(found.rows[0][0]))) > 0
+    return number(found.rows[0][0]) > 0
 
 
 def resolve(engine: Engine, evidence: Evidence, xid: Xid) -> Procedure[Proof]:
@@ -90,7 +91,3 @@ def resolve(engine: Engine, evidence: Evidence, xid: Xid) -> Procedure[Proof]:
         if attempt == 0:
             yield Sleep(_LOOK_AGAIN_SECONDS)
     return Proof.NO_WITNESS if evidence.provable(xid) else Proof.NOTHING
-
-
-def _plain(cell: object) -> object:
-    return cell.decode("ascii") if isinstance(cell, bytes) else cell

@@ -162,8 +162,8 @@ def _end(work: Work, participants: tuple[int, ...], wrote: bool) -> Procedure[Fa
     if wrote and table is not None:
         names = ",".join(format_bqual(number) for number in participants)
         insert = (
-            f"INSERT INTO {table} (gtrid, bqual, participants) VALUES (X'{xid.gtrid.hex()}', X'{xid.bqual.hex()}', "
-            f"'{names}')"
+            f"INSERT INTO {table} (gtrid, bqual, participants) "
+            f"VALUES (X'{xid.gtrid.hex()}', X'{xid.bqual.hex()}', '{names}')"
         )
         answer = yield Query(insert, verb=Verb.WITNESS)
         if not isinstance(answer, Ok):

@@ -39,7 +39,9 @@ METRICS = {
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run promtool: the one that PROMTOOL names, or that of the PATH."""
     program = os.environ.get("PROMTOOL") or shutil.which("promtool")
-    assert program, "promtool is missing: tests/run.sh installs it, or set PROMTOOL (Debian package prometheus)"
+    assert program, (
+        "promtool is missing: tests/run.sh installs it, or set PROMTOOL (Debian package prometheus)"
+    )
     return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60)
 
 
@@ -86,7 +88,7 @@ def test_every_alert_has_a_case_in_which_it_is_quiet(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        ("XacoordDown", " or absent(up{job=\"xacoord\"})", ""),
+        ("XacoordDown", ' or absent(up{job="xacoord"})', ""),
         ("XacoordDown", "for: 1m", "for: 0m"),
         ("XacoordBlockedTransactions", "> 0", ">= 0"),
         ("XacoordBlockedSessions", "> 0", ">= 0"),

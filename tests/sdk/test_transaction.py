@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -138,21 +139,31 @@ def test_explicit_rollback_survives_a_lost_connection(tm: TransactionManager, wo
 
 
 @pytest.mark.parametrize(
-    ("action", "error"),
+    ("action", "error", "outcome"),
     [
-        (answer(pb.RollbackResponse(outcome=pb.OUTCOME_HEURISTIC_MIXED)), HeuristicMixed),
-        (answer(pb.RollbackResponse(outcome=pb.OUTCOME_COMMITTED)), AlreadyCommitted),
-        (refuse(Reason.ALREADY_COMMITTED), AlreadyCommitted),
-        (refuse(Reason.DECISION_CONTRADICTED), AlreadyCommitted),
+        (
+            answer(pb.RollbackResponse(outcome=pb.OUTCOME_HEURISTIC_MIXED)),
+            HeuristicMixed,
+            Outcome.HEURISTIC_MIXED,
+        ),
+        (
+            answer(pb.RollbackResponse(outcome=pb.OUTCOME_COMMITTED)),
+            AlreadyCommitted,
+            Outcome.COMMITTED,
+        ),
+        (refuse(Reason.ALREADY_COMMITTED), AlreadyCommitted, Outcome.COMMITTED),
+        (refuse(Reason.DECISION_CONTRADICTED), AlreadyCommitted, Outcome.COMMITTED),
+        (refuse(Reason.TRANSACTION_NOT_ACTIVE), InDoubt, Outcome.UNKNOWN),
     ],
 )
 def test_explicit_rollback_that_came_too_late(
-    tm: TransactionManager, world: World, action: Any, error: type[Exception]
+    tm: TransactionManager, world: World, action: Any, error: type[Exception], outcome: Outcome
 ) -> None:
     world.coordinator.on("Rollback", action)
     tx = tm.transaction().begin()
     with pytest.raises(error):
         tx.rollback()
+    assert tx.outcome is outcome
 
 
 def test_explicit_commit(tm: TransactionManager, world: World) -> None:
@@ -376,10 +387,22 @@ def test_unencodable_result_does_not_spoil_the_commit(tm: TransactionManager, wo
         result.results["orders"][0].one()
 
 
-def test_many_threads_share_one_manager(tm: TransactionManager, world: World) -> None:
+def test_many_threads_share_one_manager(
+    tm: TransactionManager, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results: dict[int, Any] = {}
     failures: list[BaseException] = []
     start = threading.Barrier(16)
+    opened: list[str] = []
+    driver = tm._session.driver
+    open_channel = driver._open
+
+    def open_slowly(address: str) -> Any:
+        opened.append(address)
+        time.sleep(0.05)
+        return open_channel(address)
+
+    monkeypatch.setattr(driver, "_open", open_slowly)
 
     def transact(number: int) -> None:
         try:
@@ -400,7 +423,7 @@ def test_many_threads_share_one_manager(tm: TransactionManager, world: World) ->
     assert results == {number: number for number in range(16)}
     assert world.coordinator.methods().count("Commit") == 80
     # One channel an address, however many threads met there first.
-    assert sorted(tm._session.driver._channels) == sorted(["", *world.coordinator.directory.values()])
+    assert sorted(opened) == sorted([world.address, *world.coordinator.directory.values()])
 
 
 def test_threads_of_one_transaction_hear_of_its_failure(tm: TransactionManager, world: World) -> None:

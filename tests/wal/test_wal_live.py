@@ -220,22 +220,24 @@ def test_reading_while_it_is_written(directory: Path) -> None:
 
 
 VICTIM = """
-import os, signal, sys
+import itertools, os, signal, sys
 from pathlib import Path
 from wal import Entry, Log, Options, SystemFiles
 
-directory, operation, countdown, before = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "before"
+directory, operation, chosen, moment = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+numbers = itertools.count(1)
 
 def deadly(name):
     real = getattr(SystemFiles, name)
     def method(self, *arguments):
-        global countdown
-        countdown -= 1
-        if countdown == 0 and before:
+        number = next(numbers)
+        if number == chosen and moment == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        real(self, *arguments)
-        if countdown == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            real(self, *arguments)
+        finally:
+            if number == chosen:
+                os.kill(os.getpid(), signal.SIGKILL)
     return method
 
 setattr(SystemFiles, operation, deadly(operation))

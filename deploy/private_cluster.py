@@ -1,0 +1,280 @@
+"""A private cluster: database servers, one agent each, and a coordinator, all as real processes.
+
+The demonstration and the tests use it. Every process is a child of this one, is only ever signalled by
+its own pid, is reaped, and is killed by the kernel when this process dies. Everything listens on
+127.0.0.1; every file is below one directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy.private_servers import Engine, PrivateServer, free_port, spawn
+
+AGENT_USER = "xacoord_agent"
+AGENT_PASSWORD = "private"
+_START_SECONDS = 30.0
+_POLL_SECONDS = 0.02
+
+
+class ClusterError(Exception):
+    """A process did not do what it should; the message has the tail of its output."""
+
+
+class Process:
+    """One daemon: started, killed, waited for; its output goes to a file."""
+
+    def __init__(self, name: str, command: Sequence[str], output: Path, environ: Mapping[str, str]) -> None:
+        self.name = name
+        self.output = output
+        self._command = list(command)
+        self._environ = dict(environ)
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def start(self, **environ: str) -> None:
+        """Start it, with further environment variables for this start only."""
+        if self.running:
+            raise ClusterError(f"{self.name} runs already")
+        self._child = spawn(self._command, self.output, {**os.environ, **self._environ, **environ})
+
+    @property
+    def running(self) -> bool:
+        """Started and not ended."""
+        return self._child is not None and self._child.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._child is not None
+        return self._child.pid
+
+    def kill(self) -> None:
+        """SIGKILL, and reap."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+
+    def stop(self, timeout_seconds: float = 30.0) -> int:
+        """SIGTERM, and reap; its exit code."""
+        assert self._child is not None
+        self._child.terminate()
+        try:
+            return self._child.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise ClusterError(f"{self.name} did not stop\n{self.tail()}") from None
+
+    def wait(self, timeout_seconds: float = _START_SECONDS) -> int:
+        """Wait until it has ended by itself; its exit code (negative: the signal)."""
+        assert self._child is not None
+        try:
+            return self._child.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            raise ClusterError(f"{self.name} did not end\n{self.tail()}") from None
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def tail(self, lines: int = 30) -> str:
+        """The end of its output."""
+        with contextlib.suppress(OSError):
+            return "\n".join(self.output.read_text(errors="replace").splitlines()[-lines:])
+        return ""
+
+
+@dataclass
+class Site:
+    """One participant: its server, its agent and where they are."""
+
+    name: str
+    server: PrivateServer
+    agent: Process
+    address: str
+    config: Path
+
+
+@dataclass
+class Cluster:
+    """`with Cluster.create(engine, directory, ("orders", "payments")) as cluster:` starts everything."""
+
+    engine: Engine
+    directory: Path
+    coordinator: Process
+    address: str
+    http_address: str
+    config: Path
+    sites: dict[str, Site] = field(default_factory=dict)
+
+    @classmethod
+    def create(
+        cls,
+        engine: Engine,
+        directory: Path,
+        names: Sequence[str],
+        *,
+        coordinator_id: str = "0001",
+        settings: str = "",
+        agent_settings: str = "",
+        servers: Mapping[str, PrivateServer] | None = None,
+    ) -> Cluster:
+        """Make the servers, databases, accounts and configurations; nothing but the servers runs yet.
+
+        Args:
+            names: of the participants; each gets a database of that name.
+            settings: more TOML for the coordinator's file; `agent_settings` for the agents'.
+            servers: running servers to use instead of new ones.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        environ = {"PYTHONUNBUFFERED": "1"}
+        config = directory / "coordinator.toml"
+        address, http_address = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        command = [sys.executable, "-m", "coordinator.daemon", "--config", str(config)]
+        coordinator = Process("coordinator", command, directory / "coordinator.log", environ)
+        cluster = cls(engine, directory, coordinator, address, http_address, config)
+        for name in names:
+            server = (servers or {}).get(name) or PrivateServer.create(engine, directory / name)
+            if not server.running:
+                server.start(wait=False)
+            cluster.sites[name] = cluster._site(name, server, agent_settings, environ)
+        for name, site in cluster.sites.items():
+            site.server.wait_until_ready()
+            site.server.sql(f"CREATE DATABASE IF NOT EXISTS `{name}`")
+            site.server.create_agent_account(AGENT_USER, AGENT_PASSWORD, [name])
+        participants = "".join(
+            f'[participants.{name}]\nagent = "{site.address}"\n' for name, site in cluster.sites.items()
+        )
+        config.write_text(
+            f'[coordinator]\nid = "{coordinator_id}"\ndata_dir = "{directory / "log"}"\n'
+            f'listen = "{address}"\nhttp_listen = "{http_address}"\n{participants}{settings}'
+        )
+        return cluster
+
+    def _site(
+        self, name: str, server: PrivateServer, settings: str, environ: Mapping[str, str]
+    ) -> Site:
+        address = f"127.0.0.1:{free_port()}"
+        config = self.directory / f"agent-{name}.toml"
+        config.write_text(
+            f'[agent]\nparticipant = "{name}"\nlisten = "{address}"\n'
+            f'[mysql]\nunix_socket = "{server.socket}"\nuser = "{AGENT_USER}"\n'
+            f'password = "{AGENT_PASSWORD}"\ndatabase = "{name}"\n{settings}'
+        )
+        config.chmod(0o600)
+        command = [sys.executable, "-m", "participant_agent.daemon", "serve", "--config", str(config)]
+        agent = Process(f"agent {name}", command, self.directory / f"agent-{name}.log", environ)
+        return Site(name, server, agent, address, config)
+
+    def start(self) -> None:
+        """Start all agents and the coordinator, and wait until it is ready."""
+        for site in self.sites.values():
+            site.agent.start()
+        self.start_coordinator()
+
+    def start_coordinator(self, *, wait: bool = True, **environ: str) -> None:
+        """Start the coordinator; `environ` for this start only (failpoints)."""
+        self.coordinator.start(**environ)
+        if wait:
+            self.wait_until_ready()
+            if not environ:
+                self.wait_until_up()
+
+    def wait_until_ready(self, timeout_seconds: float = _START_SECONDS) -> None:
+        """Until /readyz says so."""
+
+        def ready() -> bool:
+            if not self.coordinator.running:
+                raise ClusterError(f"the coordinator has ended\n{self.coordinator.tail()}")
+            return self.http("/readyz")[0] == 200
+
+        wait_for(ready, timeout_seconds, lambda: f"not ready\n{self.tails()}")
+
+    def wait_until_up(self, timeout_seconds: float = _START_SECONDS) -> None:
+        """Until every participant is up."""
+        wait_for(
+            lambda: all(self.metric("xacoord_participant_up", participant=name) == 1 for name in self.sites),
+            timeout_seconds,
+            lambda: f"not all participants are up\n{self.tails()}",
+        )
+
+    def http(self, path: str) -> tuple[int, str]:
+        """(status, body) of a GET; (0, "") where nothing answers."""
+        try:
+            with urllib.request.urlopen(f"http://{self.http_address}{path}", timeout=5) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """The value of one sample of /metrics."""
+        for line in self.http("/metrics")[1].splitlines():
+            sample, _, value = line.rpartition(" ")
+            found, _, rest = sample.partition("{")
+            if found == name and all(f'{key}="{text}"' in rest for key, text in labels.items()):
+                return float(value)
+        return None
+
+    def coordctl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run coordctl against this cluster."""
+        done = subprocess.run(
+            [sys.executable, "-m", "coordinator.ctl.main", "--address", self.address, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if check and done.returncode:
+            raise ClusterError(f"coordctl {' '.join(arguments)}: exit {done.returncode}\n{done.stderr}")
+        return done
+
+    def coordctl_json(self, *arguments: str) -> dict[str, object]:
+        """The same with `-o json`, parsed."""
+        document: dict[str, object] = json.loads(self.coordctl(*arguments, "-o", "json").stdout)
+        return document
+
+    def prepared(self, name: str) -> list[tuple[int, str, str]]:
+        """What XA RECOVER lists at a participant: (formatID, gtrid, bqual), as text."""
+        found = []
+        for row in self.sites[name].server.prepared():
+            found.append((row[0], row[1].decode("latin-1"), row[2].decode("latin-1")))
+        return found
+
+    def tails(self) -> str:
+        """The ends of all logs, for messages."""
+        processes = [self.coordinator, *(site.agent for site in self.sites.values())]
+        return "\n".join(f"--- {process.name}\n{process.tail()}" for process in processes)
+
+    def close(self) -> None:
+        """Kill and reap everything."""
+        self.coordinator.kill()
+        for site in self.sites.values():
+            site.agent.kill()
+            site.server.close()
+
+    def __enter__(self) -> Cluster:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def wait_for(condition: Callable[[], bool], timeout_seconds: float, message: Callable[[], str]) -> None:
+    """Poll until `condition` holds; ClusterError with `message` after the time-out."""
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise ClusterError(message())
+        time.sleep(_POLL_SECONDS)
