@@ -19,7 +19,7 @@ from coordinator.journal import Journal
 from shell.failpoints import Failpoints
 
 # After an effect, what it put into a queue gets a moment to leave the process, so that "after" means it.
-_SETTLE_SECONDS = 0.002
+_SETTLE_SECONDS = 0.005
 
 
 class FailpointDriver(Driver):
@@ -52,8 +52,9 @@ class FailpointDriver(Driver):
                 await self._failpoints.hit(f"before_{name}")
                 if not self._perform_or_fail(effect):
                     return
-                await asyncio.sleep(_SETTLE_SECONDS)
-                await self._failpoints.hit(f"after_{name}")
+                if self._failpoints.wants(f"after_{name}"):
+                    await asyncio.sleep(_SETTLE_SECONDS)
+                    await self._failpoints.hit(f"after_{name}")
             self._afterwards(event)
 
 

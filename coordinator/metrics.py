@@ -82,10 +82,12 @@ class Metrics:
         build.labels(version.VERSION).set(1)
         for outcome in _OUTCOMES.values():
             self._transactions.labels(outcome)
+        for participant in participants:
+            for kind in ("commit", "rollback", "mixed", "hazard"):
+                self._heuristics.labels(participant, kind)
         for result in ("success", "failure"):
             self._recoveries.labels(result)
         self._phase_children = {state: self._phases.labels(name) for state, name in _PHASES.items()}
-        self._participants = list(participants)
 
     def changed(self, effect: Changed) -> None:
         """A transaction has changed its state."""

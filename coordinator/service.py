@@ -211,9 +211,7 @@ class CoordinatorService(rpc.CoordinatorServicer):
             found.append(message)
         return pb.ListResponse(transactions=found)
 
-    async def Watch(
-        self, request: pb.WatchRequest, context: Context
-    ) -> AsyncIterator[pb.WatchResponse]:
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         """A transaction's states as they change."""
         gtrid = self._gtrid(request.gtrid)
         if self._find(gtrid) is None:

@@ -160,9 +160,7 @@ class Cluster:
         )
         return cluster
 
-    def _site(
-        self, name: str, server: PrivateServer, settings: str, environ: Mapping[str, str]
-    ) -> Site:
+    def _site(self, name: str, server: PrivateServer, settings: str, environ: Mapping[str, str]) -> Site:
         address = f"127.0.0.1:{free_port()}"
         config = self.directory / f"agent-{name}.toml"
         config.write_text(

@@ -38,7 +38,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import MySQLdb
 
@@ -90,6 +90,17 @@ class Binaries:
     def command(self, *arguments: str) -> list[str]:
         """The command line that runs the server with these arguments and no configuration file."""
         return [*self.mysqld, "--no-defaults", *self.arguments, *_user_argument(), *arguments]
+
+
+def available_engines() -> list[Engine]:
+    """The engines that deploy/setup.sh found here, MySQL first. Raises ServerError when there is none."""
+    found: list[Engine] = []
+    for engine in get_args(Engine):
+        with contextlib.suppress(ServerError):
+            found.append(Binaries.find(engine).engine)
+    if not found:
+        raise ServerError("no database engine here; run deploy/setup.sh")
+    return found
 
 
 class PrivateServer:

@@ -57,6 +57,10 @@ class Failpoints:
         point.countdown -= 1
         return point if point.countdown == 0 else None
 
+    def wants(self, name: str) -> bool:
+        """Whether something is to happen at the place `name` (once or still)."""
+        return name in self._points
+
     async def hit(self, name: str) -> None:
         """Reach the place `name`."""
         point = self._due(name)

@@ -138,9 +138,9 @@ def _plan_item(message: admin_pb2.PlanItem) -> Document:
 
 
 def _name(enum: _EnumTypeWrapper[Any], value: int, prefix: str) -> str:
-    """An enum value's name without its prefix; the number, where a newer server knows more values."""
+    """An enum value's name without its prefix; 0 is UNKNOWN, a newer server's value its number."""
     try:
-        return str(enum.Name(value)).removeprefix(prefix)
+        return "UNKNOWN" if value == 0 else str(enum.Name(value)).removeprefix(prefix)
     except ValueError:
         return str(value)
 

@@ -53,7 +53,6 @@ EXIT_CODES: dict[ExitCode, str] = {
 _BY_REASON: dict[str, ExitCode] = {
     "LOG_FULL": ExitCode.LOG_IO,
     "LOG_FAILED": ExitCode.LOG_IO,
-    "LOG_MISSING": ExitCode.BAD_INPUT,
 }
 
 _BY_STATUS: dict[str, ExitCode] = {
@@ -70,6 +69,14 @@ _BY_STATUS: dict[str, ExitCode] = {
     "DEADLINE_EXCEEDED": ExitCode.UNAVAILABLE,
     "RESOURCE_EXHAUSTED": ExitCode.TRY_AGAIN,
 }
+
+
+# Where a sound log cannot be used all the same: module, class, reason.
+_UNUSABLE_LOG = (
+    ("coordinator.journal", "JournalError", "LOG_UNUSABLE"),
+    ("coordinator.core.replay", "LogContradiction", "LOG_CORRUPT"),
+    ("coordinator.codec", "UnknownRecord", "LOG_TOO_NEW"),
+)
 
 
 class CtlError(Exception):
@@ -155,6 +162,9 @@ def from_exception(error: Exception) -> CtlError | None:
     """
     if _is(error, "shell.config", "ConfigError"):
         return CtlError("CONFIGURATION", str(error), ExitCode.CONFIGURATION)
+    for module, cls, reason in _UNUSABLE_LOG:
+        if _is(error, module, cls):
+            return CtlError(reason, str(error), ExitCode.CONFIGURATION)
     if _is(error, "wal.errors", "LogError"):
         name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).upper()
         return CtlError(name, str(error), getattr(error, "exit_status", ExitCode.INTERNAL))

@@ -66,6 +66,14 @@ class LazyGroup(click.Group):
             formatter.write_dl([(str(int(code)), text) for code, text in EXIT_CODES.items()])
 
 
+def _show_version(context: click.Context, _parameter: click.Parameter, given: bool) -> None:
+    if given:
+        from coordinator.version import VERSION
+
+        click.echo(f"coordctl {VERSION}")
+        context.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--address",
@@ -84,7 +92,14 @@ class LazyGroup(click.Group):
     metavar="SECONDS",
     help="For one call; 10 by default, 60 for recover, none for watch.",
 )
-@click.version_option(package_name="xacoord", message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version.",
+)
 @click.pass_context
 def cli(context: click.Context, address: str, timeout_seconds: float | None) -> None:
     """Operate xacoord, the distributed-transaction coordinator.

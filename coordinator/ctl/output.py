@@ -32,6 +32,7 @@ _STYLES = {
 }
 # Columns that people copy from: never wrapped.
 _WHOLE = frozenset({"GTRID", "XID", "SQL", "PARTICIPANT"})
+_NAP_SECONDS = 0.2
 _CLEAR = "\x1b[H\x1b[2J\x1b[3J"
 _UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
@@ -169,7 +170,7 @@ def present(fetch: Callable[[], View], form: str, every_seconds: float | None) -
         return view
     while True:
         _emit_again(view, form)
-        time.sleep(every_seconds)
+        pause(every_seconds)
         view = _fetch_again(fetch, every_seconds)
 
 
@@ -192,7 +193,14 @@ def _fetch_again(fetch: Callable[[], View], every_seconds: float) -> View:
             if error.code not in (ExitCode.UNAVAILABLE, ExitCode.TRY_AGAIN):
                 raise
             report(error)
-            time.sleep(every_seconds)
+            pause(every_seconds)
+
+
+def pause(seconds: float) -> None:
+    """Wait in short naps: a signal that comes just before a nap does not end it."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, _NAP_SECONDS))
 
 
 def report(error: CtlError) -> None:

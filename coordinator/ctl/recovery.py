@@ -53,9 +53,7 @@ def recover(
     """
     require(offline, config=config_path)
     if config_path is not None:
-        from coordinator import offline as log_directory
-
-        response = log_directory.recover(config_path, apply=not dry_run, participants=list(names))
+        response = _recover_offline(config_path, dry_run, names)
     else:
         from coordinator.v1 import admin_pb2
 
@@ -64,6 +62,22 @@ def recover(
             response = client.call(client.admin.Recover, request)
     emit(_view(response, applied=not dry_run), form)
     _report_scans(response)
+
+
+def _recover_offline(config_path: Path, dry_run: bool, names: tuple[str, ...]) -> admin_pb2.RecoverResponse:
+    from coordinator import offline
+    from coordinator.config import load_config
+
+    configured = load_config(config_path).participants
+    for name in names:
+        if name not in configured:
+            known = ", ".join(sorted(configured))
+            raise CtlError(
+                "UNKNOWN_PARTICIPANT",
+                f"{config_path} has no participant {name!r}, but: {known}",
+                ExitCode.NOT_FOUND,
+            )
+    return offline.recover(config_path, apply=not dry_run, participants=list(names))
 
 
 def _view(response: admin_pb2.RecoverResponse, applied: bool) -> View:

@@ -211,7 +211,9 @@ class Offline:
 
         if path.name != "coordinator.toml":
             raise ConfigError(f"cannot read {path}: No such file or directory; give a readable file")
-        return SimpleNamespace(coordinator=SimpleNamespace(data_dir="/srv/log"))
+        return SimpleNamespace(
+            coordinator=SimpleNamespace(data_dir="/srv/log"), participants={"orders": None, "stock": None}
+        )
 
 
 @pytest.fixture
@@ -261,6 +263,11 @@ def test_recover_offline(coordctl: Coordctl, offline: Offline) -> None:
         (Path("coordinator.toml"), False, ["stock"]),
         (Path("coordinator.toml"), True, ["stock"]),
     ]
+    unknown = coordctl(*command, "-p", "stok")
+    assert (unknown.code, len(offline.asked)) == (3, 2)
+    assert unknown.err == (
+        "coordctl: UNKNOWN_PARTICIPANT: coordinator.toml has no participant 'stok', but: orders, stock\n"
+    )
     assert coordctl.fake.requests == []
 
 
@@ -283,6 +290,9 @@ def test_offline_options_that_do_not_go_together(
 
 
 def test_errors_of_the_log_end_with_their_own_exit_code(coordctl: Coordctl, offline: Offline) -> None:
+    from coordinator.codec import UnknownRecord
+    from coordinator.core.replay import LogContradiction
+    from coordinator.journal import JournalError
     from wal.errors import LogCorrupt, LogFailed, LogLocked, LogMissing
 
     for error, code, reason in (
@@ -290,6 +300,9 @@ def test_errors_of_the_log_end_with_their_own_exit_code(coordctl: Coordctl, offl
         (LogMissing("there is no log"), 65, "LOG_MISSING"),
         (LogFailed("EIO"), 74, "LOG_FAILED"),
         (LogCorrupt("/d/wal-1.log", 512, 9, "checksum"), 78, "LOG_CORRUPT"),
+        (UnknownRecord("kind 99"), 78, "LOG_TOO_NEW"),
+        (LogContradiction("decided twice"), 78, "LOG_CORRUPT"),
+        (JournalError("of another coordinator"), 78, "LOG_UNUSABLE"),
         (PermissionError(13, "Permission denied", "/d"), 74, "IO_ERROR"),
     ):
         offline.error = error

@@ -220,7 +220,7 @@ def test_watch_repeats_and_survives_a_coordinator_that_is_away(
     )
     coordctl.fake.answers["List"] = lambda request: next(answers)
     waited: list[float] = []
-    monkeypatch.setattr(output.time, "sleep", waited.append)
+    monkeypatch.setattr(output, "pause", waited.append)
     result = coordctl("list", "--watch", "2", "-o", "json")
     documents = [json.loads(line) for line in result.out.splitlines()]
     assert [len(document["transactions"]) for document in documents] == [0, 1]
@@ -293,6 +293,26 @@ def test_short_helps_are_the_commands_own() -> None:
         assert command is not None
         assert command.name == name
         assert (command.help or "").splitlines()[0] == short
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from coordinator.version import VERSION
+
+    assert main.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"coordctl {VERSION}\n"
+
+
+def test_wal_is_wired_in_with_the_coordinators_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from coordinator import offline
+    from coordinator.ctl import records
+    from wal import Entry
+
+    monkeypatch.setattr(offline, "describe", lambda entry: {"record": "COMMIT", "kind": entry.kind})
+    assert records.describe(Entry(4, 3, 7, b"")) == {"record": "COMMIT", "kind": 4}
+    assert main.run(["wal", "verify", str(tmp_path / "none")]) == 65
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_shell_completion_knows_the_commands() -> None:

@@ -234,6 +234,15 @@ def test_values_of_a_newer_server_are_shown_as_numbers(coordctl: Coordctl) -> No
     assert json.loads(coordctl("show", GTRID, "-o", "json").out)["transaction"]["state"] == "99"
 
 
+def test_what_the_witness_rows_do_not_tell_is_unknown(coordctl: Coordctl) -> None:
+    bare = coordinator_pb2.Transaction(gtrid=GTRID)
+    coordctl.fake.answers["Get"] = coordinator_pb2.GetResponse(transaction=bare, evidence="witness rows")
+    result = coordctl("show", GTRID)
+    assert result.out.startswith(
+        f"gtrid     {GTRID}\nstate     UNKNOWN\noutcome   UNKNOWN\nevidence  witness rows\n"
+    )
+
+
 def test_watch_prints_a_line_for_every_change(coordctl: Coordctl) -> None:
     pb = coordinator_pb2
     coordctl.fake.answers["Watch"] = [
