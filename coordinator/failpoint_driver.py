@@ -49,6 +49,8 @@ class FailpointDriver(Driver):
             await self._failpoints.hit(f"input_{_snake(type(event).__name__)}")
             for effect in self.core.step(event, self.clock()):
                 name = place(effect)
+                if self._failpoints.drops(f"before_{name}"):
+                    continue
                 await self._failpoints.hit(f"before_{name}")
                 if not self._perform_or_fail(effect):
                     return

@@ -7,7 +7,8 @@ then `from_environment` returns None, and a driver checks for that once per plac
 
 means: SIGKILL ourselves when `before_prepare` is reached for the third time; hold the first time
 `after_commit` is reached. A held place makes the file NAME.hit in XACOORD_FAILPOINT_DIR and goes on
-when NAME.go appears there.
+when NAME.go appears there. The third action, drop, leaves out what stands at the place, from that
+time on, as if the network had swallowed it; it makes NAME.hit, too.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Failpoints:
         for item in text.split(","):
             place, _, action = item.partition("=")
             name, _, count = place.partition(":")
-            if action not in ("kill", "pause"):
-                raise ValueError(f"failpoint {item!r}: the action must be kill or pause")
+            if action not in ("kill", "pause", "drop"):
+                raise ValueError(f"failpoint {item!r}: the action must be kill, pause or drop")
             points[name.strip()] = _Point(int(count or "1"), action)
         return cls(points, Path(environ.get("XACOORD_FAILPOINT_DIR", ".")))
 
@@ -61,10 +62,19 @@ class Failpoints:
         """Whether something is to happen at the place `name` (once or still)."""
         return name in self._points
 
+    def drops(self, name: str) -> bool:
+        """Reach the place `name`; whether what stands there is to be left out."""
+        point = self._points.get(name)
+        if point is None or point.action != "drop":
+            return False
+        if self._due(name) is not None:
+            (self._directory / f"{name}.hit").touch()
+        return point.countdown == 0
+
     async def hit(self, name: str) -> None:
         """Reach the place `name`."""
-        point = self._due(name)
-        if point is None:
+        point = self._points.get(name)
+        if point is None or point.action == "drop" or self._due(name) is None:
             return
         if point.action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)

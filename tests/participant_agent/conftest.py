@@ -44,7 +44,7 @@ def shop(engine: str, server_pool: Any) -> PrivateServer:
 def agent(shop: PrivateServer, engine: str, agent_directory: Path, request: pytest.FixtureRequest) -> Iterator[AgentProcess]:
     """An agent that runs for a whole test module."""
     name = f"shared-{engine}-{request.module.__name__[-8:].strip('_')}"
-    process = AgentProcess(shop, agent_directory / name, name)
+    process = AgentProcess(shop, agent_directory / name, name, "[sessions]\nlock_wait_seconds = 1\n")
     process.start()
     yield process
     process.stop()
