@@ -25,6 +25,7 @@ class Participant:
         configured: False where only the log knows it; it stays unreachable.
         tried: the first attempt to reach it has ended, well or not.
         link: number of the present connection.
+        rescan_at: when the next periodic scan is due; timers for other times are stale.
         orphans, in_doubt, foreign: branches in the last scan.
     """
 
@@ -39,6 +40,7 @@ class Participant:
     address: str = ""
     last_error: str = ""
     scanned_at: float | None = None
+    rescan_at: float | None = None
     orphans: int = 0
     in_doubt: int = 0
     foreign: int = 0

@@ -110,9 +110,9 @@ class Coordinator:
                     if transaction is not None:
                         self._two_phase.deadline_passed(transaction, now)
                 case TimerKind.RETRY:
-                    self._two_phase.ask_again(gtrid, participant)
+                    self._two_phase.retry(gtrid, participant, now)
                 case TimerKind.RESCAN:
-                    self._participants.rescan(participant)
+                    self._participants.rescan(participant, now)
                 case TimerKind.SWEEP:
                     context.memory.sweep(now, self._lowest_open())
                     context.timers.add(now + _SWEEP_EVERY, TimerKind.SWEEP)
@@ -219,10 +219,9 @@ def _records_of(transaction: Transaction) -> list[Record]:
     records: list[Record] = []
     if transaction.prepare_written:
         records.append(PrepareRecord(transaction.id, transaction.numbers, transaction.begun_at))
-    if transaction.state is State.HEURISTIC:
-        records.append(heuristic_record(transaction, transaction.entered_at))
-    elif transaction.decision is Decision.COMMIT and not transaction.one_phase:
-        numbers = tuple(b.number for b in transaction.branches.values() if b.vote is None or b.open)
+    is_heuristic = transaction.state is State.HEURISTIC
+    if transaction.decision is Decision.COMMIT and not transaction.one_phase:
+        numbers = tuple(b.number for b in transaction.branches.values() if is_heuristic or _to_be_asked(b))
         records.append(
             CommitRecord(
                 transaction.id,
@@ -233,7 +232,14 @@ def _records_of(transaction: Transaction) -> list[Record]:
                 transaction.fingerprint,
             )
         )
+    if is_heuristic:
+        records.append(heuristic_record(transaction, transaction.entered_at))
     return records
+
+
+def _to_be_asked(branch: Branch) -> bool:
+    """Whether a restart must ask the branch; what others did to it is written nowhere else before the end."""
+    return branch.open or branch.vote is None or (branch.outcome is not None and branch.outcome.heuristic)
 
 
 def _recovered(entry: OpenTransaction, names: dict[int, str], now: float) -> Transaction:

@@ -40,6 +40,7 @@ class Memory:
         self.ended: OrderedDict[str, Transaction] = OrderedDict()
         self.keys: OrderedDict[str, RememberedKey] = OrderedDict()
         self.purge_mark = ""
+        self._dropped_until = 0.0  # the last end among those dropped from `ended`
         self._marks: deque[tuple[float, str]] = deque()
 
     def remember(self, transaction: Transaction, now: float) -> None:
@@ -47,8 +48,9 @@ class Memory:
         transaction.ended_at = now
         transaction.waiters = []
         self.ended[transaction.gtrid] = transaction
+        self.ended.move_to_end(transaction.gtrid)
         if len(self.ended) > self._settings.keep_ended_count:
-            self.ended.popitem(last=False)
+            self._drop_oldest()
         if transaction.idempotency_key and transaction.state is State.COMMITTED:
             self.remember_key(transaction.idempotency_key, transaction.id, transaction.fingerprint, now)
 
@@ -59,13 +61,29 @@ class Memory:
         if len(self.keys) > self._settings.keep_keys_count:
             self.keys.popitem(last=False)
 
+    def _drop_oldest(self) -> None:
+        _, transaction = self.ended.popitem(last=False)
+        self._dropped_until = max(self._dropped_until, transaction.ended_at)
+
+    def ended_since(self, gtrid: str, when: float) -> bool:
+        """Whether a transaction that is not open has, or may have, ended at `when` or later.
+
+        One that was rolled back before and is listed all the same has come back: a server may lose a
+        rollback that it had acknowledged. One that was committed is never taken for an orphan while it
+        is remembered.
+        """
+        transaction = self.ended.get(gtrid)
+        if transaction is None:
+            return 0.0 < when <= self._dropped_until
+        return transaction.state is not State.ROLLED_BACK or transaction.ended_at >= when
+
     def sweep(self, now: float, lowest_open: str) -> None:
         """Drop what is too old; `lowest_open`: the lowest gtrid that is open or yet to be given."""
         while self.ended:
             first = next(iter(self.ended.values()))
             if first.ended_at + self._settings.keep_ended > now:
                 break
-            self.ended.popitem(last=False)
+            self._drop_oldest()
         while self.keys:
             oldest = next(iter(self.keys.values()))
             if oldest.ended_at + self._settings.keep_keys > now:

@@ -97,11 +97,10 @@ class Participants:
         participant = self._move(event.participant, event.link, ParticipantTrigger.SCANNED)
         if participant is None:
             return
-        items = self.plan(participant, event.prepared)
+        items = self.plan(participant, event.prepared, event.started_at)
         self._count(participant, event, items, now)
-        self._context.timers.add(
-            now + self._context.settings.rescan_every, TimerKind.RESCAN, participant=participant.name
-        )
+        participant.rescan_at = now + self._context.settings.rescan_every
+        self._context.timers.add(participant.rescan_at, TimerKind.RESCAN, participant=participant.name)
         participant.tried = True
         if participant.state is ParticipantState.HOLD:
             return
@@ -117,15 +116,20 @@ class Participants:
         if not was_up or adopted:
             self._two_phase.participant_up(participant.name)
 
-    def plan(self, participant: Participant, prepared: tuple[Xid, ...]) -> list[PlanItem]:
-        """What to do with each prepared branch; the same function for the scan and for people."""
+    def plan(
+        self, participant: Participant, prepared: tuple[Xid, ...], started_at: float = 0.0
+    ) -> list[PlanItem]:
+        """What to do with each prepared branch of a scan asked for at `started_at` (0: not known).
+
+        The same function for the scan and for people.
+        """
         context = self._context
         knowledge = Knowledge(
             context.settings.coordinator_id,
             context.epoch,
             context.counter + 1,
             context.open.get,
-            lambda gtrid: gtrid in context.memory.ended,
+            lambda gtrid: context.memory.ended_since(gtrid, started_at),
         )
         on_hold = participant.state is ParticipantState.HOLD
         return plan(knowledge, participant.name, participant.number, on_hold, prepared)
@@ -165,9 +169,12 @@ class Participants:
         )
         return True
 
-    def rescan(self, name: str) -> None:
-        """The pause between scans is over."""
+    def rescan(self, name: str, now: float) -> None:
+        """The pause between scans is over, unless a later scan has begun another."""
         participant = self._context.participants[name]
+        if participant.rescan_at is None or participant.rescan_at > now:
+            return
+        participant.rescan_at = None
         if participant.state in (ParticipantState.UP, ParticipantState.HOLD):
             fenced = participant.state is ParticipantState.UP
             self._context.emit(Scan(name, participant.link, fenced))
@@ -178,6 +185,8 @@ class Participants:
         participant = context.participants.get(event.participant)
         if participant is None or event.link != participant.link:
             return
+        if participant.state is ParticipantState.UNREACHABLE:
+            return  # late news: the connection is gone
         transaction = context.open.get(event.gtrid)
         refusal = self._refuse_branch(transaction, participant, now)
         remaining = max(0.0, transaction.deadline - now) if transaction else 0.0

@@ -73,14 +73,14 @@ class Knowledge:
     Attributes:
         next_counter: the counter that this epoch gives next.
         find: an open transaction by gtrid, or None.
-        ended_since: whether a gtrid has ended recently (later than any scan under way began).
+        ended_meanwhile: whether a gtrid has, or may have, ended after the scan was asked for.
     """
 
     coordinator_id: str
     epoch: int
     next_counter: int
     find: Callable[[str], Transaction | None]
-    ended_recently: Callable[[str], bool]
+    ended_meanwhile: Callable[[str], bool]
 
 
 def plan(
@@ -109,7 +109,7 @@ def _judge(knowledge: Knowledge, participant: str, number: int, on_hold: bool, x
     transaction = knowledge.find(gtrid)
     if transaction is not None:
         return item(*_of_open(transaction))
-    if knowledge.ended_recently(gtrid):
+    if knowledge.ended_meanwhile(gtrid):
         return item(Action.LEAVE, PlanReason.ENDED_MEANWHILE)
     return item(Action.ROLLBACK, PlanReason.PRESUMED_ABORT)
 

@@ -107,11 +107,15 @@ def _fold(state: Replayed, record: Record) -> None:
             transaction.idempotency_key = record.idempotency_key
             transaction.fingerprint = record.fingerprint
         case EndRecord():
-            state.transactions.pop(str(record.id), None)
+            ended = state.transactions.pop(str(record.id), None)
+            if ended is not None and ended.decision is Decision.COMMIT and not record.committed:
+                raise LogContradiction(f"{record.id} was decided to commit and ended as rolled back")
             if record.committed and record.idempotency_key:
                 state.keys[record.idempotency_key] = record
         case HeuristicRecord():
             transaction = _transaction(state, record.id, record.participants, record.begun_at)
+            if transaction.decision is Decision.COMMIT and record.decision is Decision.ROLLBACK:
+                raise LogContradiction(f"{record.id} has two decisions")
             transaction.decision = record.decision
             transaction.heuristic = record.branches
             transaction.heuristic_at = record.at

@@ -37,7 +37,7 @@ class Requests:
 
     def begin(self, event: BeginRequested, now: float) -> None:
         """Give a transaction its id."""
-        if self._known_key(event, one_shot=False):
+        if self._known_key(event, now, one_shot=False):
             return
         transaction = self._new(event, now)
         if transaction is not None:
@@ -46,7 +46,7 @@ class Requests:
 
     def run(self, event: RunRequested, now: float) -> None:
         """Begin, do and decide in one request."""
-        if self._known_key(event, one_shot=True):
+        if self._known_key(event, now, one_shot=True):
             return
         refused = self._refuse_branches(event)
         if refused is not None:
@@ -95,7 +95,7 @@ class Requests:
             )
         return None
 
-    def _known_key(self, event: BeginRequested | RunRequested, *, one_shot: bool) -> bool:
+    def _known_key(self, event: BeginRequested | RunRequested, now: float, *, one_shot: bool) -> bool:
         """Answer from the idempotency key, where it is known."""
         key = event.idempotency_key
         if not key:
@@ -120,7 +120,7 @@ class Requests:
             context.emit(Reply(event.ticket, answer))
         elif one_shot and holder is not None and holder.one_shot and isinstance(event, RunRequested):
             holder.waiters.append(Waiter(event.ticket, event.wait_for))
-            self._two_phase.answer_latecomer(holder)
+            self._two_phase.answer_latecomer(holder, now)
         else:
             context.refuse(
                 event.ticket,
@@ -193,7 +193,7 @@ class Requests:
             else:
                 self._two_phase.prepare(transaction, now)
         else:
-            self._two_phase.answer_latecomer(transaction)
+            self._two_phase.answer_latecomer(transaction, now)
 
     def rollback(self, event: RollbackRequested, now: float) -> None:
         """Roll back, where it is not too late."""
@@ -206,7 +206,7 @@ class Requests:
         if self._two_phase.reject(transaction, rejection, now, Trigger.ROLLBACK_REQUESTED):
             return
         if transaction.state is State.ROLLING_BACK:
-            self._two_phase.answer_latecomer(transaction)
+            self._two_phase.answer_latecomer(transaction, now)
             return
         transaction.waiters.remove(waiter)
         is_decided = transaction.durable and transaction.decision is Decision.COMMIT

@@ -113,7 +113,13 @@ class TwoPhase:
         """A branch has voted."""
         transaction = self._context.open.get(event.gtrid)
         branch = transaction.branches.get(event.participant) if transaction else None
-        if transaction is None or branch is None or branch.vote is not None or not branch.sent:
+        if (
+            transaction is None
+            or branch is None
+            or branch.vote is not None
+            or not branch.sent
+            or transaction.one_phase
+        ):
             self._unexpected(event.gtrid, event.participant, "a vote that was not asked for")
             return
         if transaction.state is not State.PREPARING:
@@ -189,6 +195,8 @@ class TwoPhase:
             transaction = self._context.open.get(forced.gtrid)
             if transaction is not None:
                 self._after_force(transaction, forced, now)
+            elif forced.ticket is not None:  # forgotten twice
+                self._context.emit(Reply(forced.ticket, Accepted(forced.gtrid)))
 
     def _after_force(self, transaction: Transaction, forced: Forced, now: float) -> None:
         context = self._context
@@ -236,12 +244,13 @@ class TwoPhase:
         branch.sent = False
         if event.failure is not None:
             branch.last_failure = event.failure
-        if event.outcome is None:
+        if event.outcome in (None, Outcome.UNKNOWN):
             self._ask_later(transaction, branch, now)
         elif one_phase:
             self._finished_one_phase(transaction, branch, event, now)
         else:
             assert transaction.decision is not None
+            assert event.outcome is not None
             self._set_outcome(transaction, branch, transaction.decision, event.outcome, now)
             self._finish_if_done(transaction, now)
 
@@ -253,8 +262,15 @@ class TwoPhase:
         if transaction.decision is not None:
             self._answer(transaction, lambda waiter_for: True, completed=False)
 
+    def retry(self, gtrid: str, participant: str, now: float) -> None:
+        """The pause after an unfinished attempt is over, unless a later attempt has begun another."""
+        transaction = self._context.open.get(gtrid)
+        branch = transaction.branches.get(participant) if transaction else None
+        if branch is not None and branch.retry_at is not None and branch.retry_at <= now:
+            self.ask_again(gtrid, participant)
+
     def ask_again(self, gtrid: str, participant: str) -> None:
-        """The pause after an unfinished attempt is over."""
+        """Ask a branch that has not finished, at once."""
         transaction = self._context.open.get(gtrid)
         branch = transaction.branches.get(participant) if transaction else None
         if transaction is None or branch is None or branch.sent or not branch.open:
@@ -278,7 +294,8 @@ class TwoPhase:
         branch.outcome = event.outcome
         branch.results = event.results
         branch.state = BranchState.NON_EXISTENT
-        if event.outcome is Outcome.COMMITTED:
+        if event.outcome in (Outcome.COMMITTED, Outcome.HEURISTIC_COMMIT):
+            branch.outcome = Outcome.COMMITTED
             self._committed_without_decision(transaction, Trigger.ONE_PHASE_COMMITTED, now)
         elif event.outcome is Outcome.ROLLED_BACK:
             transaction.decision = Decision.ROLLBACK
@@ -368,16 +385,19 @@ class TwoPhase:
         if self.reject(transaction, rejection, now):
             return
         if transaction.one_phase and transaction.state is State.PREPARING:
-            for waiter in transaction.waiters:
-                self._context.refuse(
-                    waiter.ticket,
-                    Reason.OUTCOME_UNKNOWN,
-                    "the participant has not said yet whether it committed; ask Get",
-                    transaction.gtrid,
-                )
-            transaction.waiters = []
+            self._answer_unknown(transaction)
         elif transaction.durable and transaction.decision is not None:
             self._answer(transaction, lambda waiter_for: True, completed=False)
+
+    def _answer_unknown(self, transaction: Transaction) -> None:
+        for waiter in transaction.waiters:
+            self._context.refuse(
+                waiter.ticket,
+                Reason.OUTCOME_UNKNOWN,
+                "the participant has not said yet whether it committed; ask Get",
+                transaction.gtrid,
+            )
+        transaction.waiters = []
 
     def _announce(self, transaction: Transaction) -> None:
         """The decision is sure: answer those who wait for no more than that."""
@@ -395,8 +415,10 @@ class TwoPhase:
                 rest.append(waiter)
         transaction.waiters = rest
 
-    def answer_latecomer(self, transaction: Transaction) -> None:
+    def answer_latecomer(self, transaction: Transaction, now: float) -> None:
         """Someone asks again for a transaction that is decided: don't let them wait for phase 2's retries."""
+        if now >= transaction.deadline and transaction.one_phase and transaction.state is State.PREPARING:
+            self._answer_unknown(transaction)
         if transaction.decision is None or not transaction.durable:
             return
         if self._context.blocked(transaction) or transaction.state is State.HEURISTIC:

@@ -1,0 +1,446 @@
+"""Crashes: the agent, its server, its connections; and who may speak for a participant."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from deploy.private_servers import PrivateServer
+from participant_agent.v1 import participant_agent_pb2 as pb
+from tests.participant_agent.agent_support import AgentProcess, Coordinator, coordinating, reason, statement
+from tests.participant_agent.conftest import open_shop
+
+COMMITTED = pb.FINISHED_STATE_COMMITTED
+ROLLED_BACK = pb.FINISHED_STATE_ROLLED_BACK
+RETRY = pb.FINISHED_STATE_RETRY
+
+
+def bump(key: int) -> Any:
+    return statement("UPDATE a SET v = v + 1 WHERE id = %s", key, expect=1)
+
+
+def v(shop: PrivateServer, key: int) -> int:
+    return int(shop.sql("SELECT v FROM shop.a WHERE id = %s", (key,))[0][0])
+
+
+@pytest.fixture
+def own_server(new_server: Callable[..., PrivateServer]) -> PrivateServer:
+    """A server that may be killed."""
+    server = new_server()
+    open_shop(server)
+    return server
+
+
+@contextlib.contextmanager
+def read_lock(shop: PrivateServer) -> Iterator[None]:
+    connection = shop.root_connect()
+    connection.cursor().execute("FLUSH TABLES WITH READ LOCK")
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+async def eventually(check: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+def test_agent_killed_with_a_prepare_in_flight_leaves_no_zombie(shop: PrivateServer, new_agent: Any) -> None:
+    """The server goes on with XA PREPARE after its client died; the next agent ends it before it serves."""
+    agent = new_agent(shop, extra="[sessions]\nlock_wait_seconds = 20\n")
+    agent.start()
+
+    async def play() -> None:
+        gtrid = ""
+        async with coordinating(agent) as c:
+            gtrid = c.gtrid()
+            with read_lock(shop):
+                c.ask(gtrid, run=pb.Run(statements=[bump(1)], participants=[7], remaining_milliseconds=20_000))
+                # `bump` itself waits for the global read lock, so the zombie is in a statement; see below for prepare.
+                await asyncio.sleep(0.3)
+                agent.kill()
+                agent.start()
+        async with coordinating(agent, coordinator_id=c.id, epoch=2) as c2:
+            await asyncio.sleep(0.3)
+            assert await c2.prepared() == set()
+
+    asyncio.run(play())
+
+
+def test_agent_killed_while_prepare_waits_for_a_lock(shop: PrivateServer, new_agent: Any) -> None:
+    agent = new_agent(shop, extra="[sessions]\nlock_wait_seconds = 20\n")
+    agent.start()
+
+    async def play() -> None:
+        before = v(shop, 1)
+        async with coordinating(agent) as c:
+            gtrid = c.gtrid()
+            await c.execute(gtrid, bump(1))
+            with read_lock(shop):
+                voting = c.ask(gtrid, prepare=pb.Prepare(participants=[7]))
+                await asyncio.sleep(0.4)
+                assert not voting.done()
+                states = str(shop.sql("SELECT STATE FROM information_schema.PROCESSLIST"))
+                assert "Waiting for" in states, states
+                agent.kill()
+                agent.start()
+            voting.cancel()
+        async with coordinating(agent, coordinator_id=c.id, epoch=2) as c2:
+            await asyncio.sleep(0.3)
+            assert await c2.prepared() == set()
+            assert (await c2.rollback(gtrid)).state == ROLLED_BACK
+            assert v(shop, 1) == before
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("point", ["before_prepare", "after_prepare", "before_commit", "after_commit"])
+def test_agent_killed_at(point: str, shop: PrivateServer, new_agent: Any) -> None:
+    """The branch is finished by the next agent, as the coordinator decides by what it heard."""
+    agent = new_agent(shop)
+    agent.start(failpoints=f"{point}=kill")
+
+    async def play() -> None:
+        before = v(shop, 2)
+        async with coordinating(agent) as c:
+            gtrid = c.gtrid()
+            asking = c.ask(gtrid, run=pb.Run(statements=[bump(2)], participants=[7], remaining_milliseconds=9000))
+            if point.endswith("commit"):
+                assert (await asking).vote == pb.VOTE_OK
+                c.post(gtrid, commit=pb.Commit())
+            await asyncio.to_thread(agent.process.wait, 10)
+        agent.start()
+        async with coordinating(agent, coordinator_id=c.id, epoch=2) as c2:
+            assert await c2.prepared() == ({gtrid} if point in ("after_prepare", "before_commit") else set())
+            if point.endswith("commit"):
+                assert (await c2.commit(gtrid)).state == COMMITTED
+                assert (await c2.lookup(gtrid)) == [pb.EVIDENCE_STATE_COMMITTED]
+                assert v(shop, 2) == before + 1
+            else:
+                assert (await c2.rollback(gtrid)).state == ROLLED_BACK
+                assert (await c2.lookup(gtrid)) == [pb.EVIDENCE_STATE_NOT_COMMITTED]
+                assert v(shop, 2) == before
+
+    asyncio.run(play())
+
+
+def test_one_phase_commit_whose_answer_is_lost(shop: PrivateServer, new_agent: Any) -> None:
+    agent = new_agent(shop)
+
+    async def play(point: str, expected: int, change: int) -> None:
+        agent.start(failpoints=f"{point}=kill")
+        before = v(shop, 3)
+        async with coordinating(agent) as c:
+            gtrid = c.gtrid()
+            run = pb.Run(statements=[bump(3)], participants=[7], remaining_milliseconds=9000, one_phase=True)
+            c.post(gtrid, run=run)
+            await asyncio.to_thread(agent.process.wait, 10)
+        agent.start()
+        async with coordinating(agent, coordinator_id=c.id, epoch=2) as c2:
+            assert (await c2.commit(gtrid, one_phase=True)).state == expected
+            assert v(shop, 3) == before + change
+        agent.kill()
+
+    asyncio.run(play("before_commit_one_phase", ROLLED_BACK, 0))
+    asyncio.run(play("after_commit_one_phase", COMMITTED, 1))
+
+
+def test_server_killed_and_back(own_server: PrivateServer, new_agent: Any) -> None:
+    """Prepared branches survive and are finished; active ones vote ROLLBACK; the agent stays up."""
+    agent = new_agent(own_server)
+    agent.start()
+
+    async def play() -> None:
+        async with coordinating(agent) as c:
+            prepared, active = c.gtrid(), c.gtrid()
+            assert (await c.run(prepared, bump(1))).vote == pb.VOTE_OK
+            await c.execute(active, bump(2))
+            own_server.kill()
+            await eventually(lambda: not agent.healthy())
+            with pytest.raises(grpc.RpcError) as down:
+                await c.execute(c.gtrid(), bump(3))
+            assert reason(down.value) == "SERVER_UNAVAILABLE"
+            await asyncio.to_thread(own_server.start)
+            await asyncio.to_thread(agent.wait_ready)
+            await c.fence()
+            await c.attach()
+            assert await c.prepared() == {prepared}
+            assert (await c.prepare(active)).vote == pb.VOTE_ROLLBACK
+            assert (await c.commit(prepared)).state == COMMITTED
+            assert (v(own_server, 1), v(own_server, 2)) == (1, 0)
+
+    asyncio.run(play())
+
+
+def test_server_frozen_during_prepare_and_commit(own_server: PrivateServer, new_agent: Any) -> None:
+    """No answer within the client's time-out: the vote is ROLLBACK, and what was prepared late is rolled back."""
+    extra = "[sessions]\nlock_wait_seconds = 1\nstatement_timeout_seconds = 1.2\n"
+    agent = new_agent(own_server, extra=extra)
+    agent.start(failpoints="before_prepare:2=pause")
+
+    async def play() -> None:
+        async with coordinating(agent) as c:
+            committing, preparing = c.gtrid(), c.gtrid()
+            assert (await c.run(committing, bump(1))).vote == pb.VOTE_OK
+            voting = asyncio.ensure_future(c.run(preparing, bump(2)))
+            await eventually((agent.directory / "before_prepare.hit").exists)
+            own_server.pause()
+            (agent.directory / "before_prepare.go").touch()
+            await asyncio.sleep(2)
+            own_server.resume()
+            assert (await voting).vote == pb.VOTE_ROLLBACK
+            await asyncio.to_thread(agent.wait_ready)
+            deadline = time.monotonic() + 10
+            while await c.prepared() != {committing}:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+            assert (await c.commit_for_ever(committing)).state == COMMITTED
+
+    asyncio.run(play())
+
+
+def test_read_only_branch_lost_at_restart_counts_as_committed(own_server: PrivateServer, new_agent: Any) -> None:
+    """A branch that only read votes READ_ONLY, so nothing of it can be lost by a crash of the server."""
+    agent = new_agent(own_server)
+    agent.start()
+
+    async def play() -> None:
+        async with coordinating(agent) as c:
+            gtrid = c.gtrid()
+            assert (await c.run(gtrid, statement("SELECT * FROM a"))).vote == pb.VOTE_READ_ONLY
+            own_server.kill()
+            await asyncio.to_thread(own_server.start)
+            await asyncio.to_thread(agent.wait_ready)
+            await c.attach()
+            assert await c.prepared() == set()
+            assert (await c.commit(gtrid)).state == COMMITTED
+
+    asyncio.run(play())
+
+
+def test_second_agent_of_a_participant_refuses(shop: PrivateServer, new_agent: Any, agent_directory: Any) -> None:
+    first = new_agent(shop, "contended")
+    first.start()
+    second = AgentProcess(shop, agent_directory / "contended-2", "contended")
+    second.start(ready=False)
+    assert second.process.wait(30) == 69
+    log = second.log.read_text()
+    (holder,) = shop.sql("SELECT IS_USED_LOCK('xacoord.contended')")[0]
+    assert "another agent speaks for participant" in log
+    assert str(holder) in log
+    assert first.healthy()
+
+
+def test_control_connection_lost(shop: PrivateServer, new_agent: Any) -> None:
+    """Without the lock it does not serve; it takes it again and ends what was active."""
+    agent = new_agent(shop, "controlled")
+    agent.start()
+
+    async def play() -> None:
+        async with coordinating(agent) as c:
+            active, prepared = c.gtrid(), c.gtrid()
+            await c.execute(active, bump(1))
+            assert (await c.run(prepared, bump(2))).vote == pb.VOTE_OK
+            (control,) = shop.sql("SELECT IS_USED_LOCK('xacoord.controlled')")[0]
+            shop.sql(f"KILL {control}")
+            await eventually(
+                lambda: shop.sql("SELECT IS_USED_LOCK('xacoord.controlled')")[0][0] not in (None, control)
+            )
+            await asyncio.to_thread(agent.wait_ready)
+            await c.attach()
+            assert (await c.prepare(active)).vote == pb.VOTE_ROLLBACK
+            assert (await c.commit_for_ever(prepared)).state == COMMITTED
+
+    asyncio.run(play())
+
+
+def test_an_agent_whose_lock_was_taken_stops_serving(shop: PrivateServer, new_agent: Any, agent_directory: Any) -> None:
+    """A second agent takes over a participant whose agent is frozen; the first never works again beside it."""
+    first = new_agent(shop, "stolen")
+    first.start()
+    second = AgentProcess(shop, agent_directory / "stolen-2", "stolen")
+    import signal
+
+    first.process.send_signal(signal.SIGSTOP)
+    try:
+        (control,) = shop.sql("SELECT IS_USED_LOCK('xacoord.stolen')")[0]
+        shop.sql(f"KILL {control}")
+        second.start()
+        first.process.send_signal(signal.SIGCONT)
+
+        async def play() -> None:
+            await eventually(lambda: not first.healthy())
+            async with coordinating(second) as c:
+                gtrid = c.gtrid()
+                assert (await c.run(gtrid, bump(1))).vote == pb.VOTE_OK
+                assert (await c.commit(gtrid)).state == COMMITTED
+            c1 = Coordinator(first)
+            with pytest.raises(grpc.RpcError) as refused:
+                await c1.fence()
+            assert reason(refused.value) == "SERVER_UNAVAILABLE"
+            await c1.channel.close()
+
+        asyncio.run(play())
+    finally:
+        first.process.send_signal(signal.SIGCONT)
+        second.stop()
+
+
+def test_sigterm_rolls_back_what_is_active(shop: PrivateServer, new_agent: Any) -> None:
+    agent = new_agent(shop)
+    agent.start()
+
+    async def play() -> str:
+        async with coordinating(agent) as c:
+            active, prepared = c.gtrid(), c.gtrid()
+            await c.execute(active, bump(1))
+            assert (await c.run(prepared, bump(2))).vote == pb.VOTE_OK
+            before = v(shop, 1)
+            assert await asyncio.to_thread(agent.terminate) == 0
+            await eventually(lambda: prepared.encode().hex() in str(shop.sql(_recover(shop))).lower(), 2)
+            shop.sql("UPDATE shop.a SET v = v WHERE id = 1")  # its lock is free
+            assert v(shop, 1) == before
+        agent.start()
+        async with coordinating(agent, coordinator_id=c.id, epoch=2) as c2:
+            assert (await c2.commit_for_ever(prepared)).state == COMMITTED
+        return prepared
+
+    asyncio.run(play())
+
+
+def _recover(shop: PrivateServer) -> str:
+    return "XA RECOVER CONVERT XID" if shop.engine == "mysql" else "XA RECOVER FORMAT='SQL'"
+
+
+# --- Fences ---------------------------------------------------------------------------------------------------------
+
+
+def test_fence_refuses_what_disagrees(agent: AgentProcess) -> None:
+    async def play() -> None:
+        c = Coordinator(agent, epoch=5)
+        answer = await c.fence()
+        assert answer.server.witness
+        await c.fence()  # idempotent
+        for changes, expected in (
+            ({"epoch": 4}, "STALE_EPOCH"),
+            ({"log_identity": b"f" * 16}, "LOG_IDENTITY_CHANGED"),
+            ({"log_identity": b"f" * 16, "epoch": 9}, "LOG_IDENTITY_CHANGED"),
+            ({"number": 8, "epoch": 9}, "PARTICIPANT_MISMATCH"),
+            ({"participant": "other"}, "PARTICIPANT_MISMATCH"),
+            ({"epoch": 0}, "INVALID_REQUEST"),
+            ({"epoch": 36**4}, "INVALID_REQUEST"),
+            ({"log_identity": b"short"}, "INVALID_REQUEST"),
+            ({"coordinator_id": "A'; "}, "INVALID_REQUEST"),
+            ({"number": 36**4}, "INVALID_REQUEST"),
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                await c.fence(**changes)
+            assert reason(refused.value) == expected, changes
+        c.epoch = 6
+        await c.fence()
+        await c.channel.close()
+
+    asyncio.run(play())
+
+
+def test_higher_fence_ends_lower_epochs_of_this_coordinator_only(agent: AgentProcess, shop: PrivateServer) -> None:
+    async def play() -> None:
+        async with coordinating(agent) as old, coordinating(agent) as stranger:
+            active, prepared, others = old.gtrid(), old.gtrid(), stranger.gtrid()
+            await old.execute(active, bump(1))
+            assert (await old.run(prepared, bump(2))).vote == pb.VOTE_OK
+            await stranger.execute(others, bump(3))
+            new = Coordinator(agent, coordinator_id=old.id, epoch=2)
+            answer = await new.fence()
+            assert answer.ended_sessions == (1 if shop.engine == "mysql" else 2)
+            await asyncio.sleep(0.05)
+            assert old.ended is not None
+            assert reason(old.ended) == "STALE_EPOCH"
+            with pytest.raises(grpc.RpcError) as stale:
+                await old.execute(old.gtrid(), bump(1))
+            assert reason(stale.value) == "STALE_EPOCH"
+            with pytest.raises(grpc.RpcError) as unknown:
+                await old.execute(old.gtrid(epoch=9), bump(1))
+            assert reason(unknown.value) == "UNKNOWN_EPOCH"
+            await new.attach()
+            assert await new.prepared() == {prepared}
+            probe = new.gtrid()
+            assert (await new.run(probe, bump(1), seconds=0.5)).vote == pb.VOTE_OK
+            assert (await new.rollback(probe)).state == ROLLED_BACK
+            assert (await new.rollback(prepared)).state == ROLLED_BACK
+            assert (await stranger.prepare(others)).vote == pb.VOTE_OK
+            assert (await stranger.rollback(others)).state == ROLLED_BACK
+            await new.detach()
+            await new.channel.close()
+
+    asyncio.run(play())
+
+
+def test_fences_race(agent: AgentProcess) -> None:
+    """However many raise at once, the highest stays."""
+
+    async def play() -> None:
+        coordinators = [Coordinator(agent, "race", epoch) for epoch in range(1, 13)]
+        results = await asyncio.gather(*(c.fence() for c in coordinators), return_exceptions=True)
+        assert not isinstance(results[-1], BaseException)
+        for c, result in zip(coordinators, results, strict=True):
+            if isinstance(result, grpc.RpcError):
+                assert reason(result) == "STALE_EPOCH"
+            with pytest.raises(grpc.RpcError) if c.epoch < 12 else contextlib.nullcontext():
+                await c.fence()
+            await c.channel.close()
+
+    asyncio.run(play())
+
+
+def test_attach_needs_the_fenced_epoch(agent: AgentProcess) -> None:
+    async def play() -> None:
+        for epoch, identity, expected in (
+            (3, b"0123456789abcdef", "STALE_EPOCH"),
+            (5, b"0123456789abcdef", "UNKNOWN_EPOCH"),
+            (4, b"another identity", "LOG_IDENTITY_CHANGED"),
+        ):
+            c = Coordinator(agent, epoch=4)
+            await c.fence()
+            c.epoch, c.identity = epoch, identity
+            with pytest.raises(grpc.RpcError) as refused:
+                await c.attach()
+                await asyncio.sleep(0.2)
+                assert c.ended is not None
+                raise c.ended
+            assert reason(refused.value) == expected
+            await c.channel.close()
+        never = Coordinator(agent)
+        call = never.stub.Attach()
+        await call.write(pb.AttachRequest(purge_below="x"))
+        with pytest.raises(grpc.RpcError) as refused:
+            await call.read()
+        assert reason(refused.value) == "INVALID_REQUEST"
+        await never.channel.close()
+
+    asyncio.run(play())
+
+
+def test_newer_stream_ends_the_older(agent: AgentProcess) -> None:
+    async def play() -> None:
+        async with coordinating(agent) as c:
+            again = Coordinator(agent, coordinator_id=c.id)
+            await again.attach()
+            await asyncio.sleep(0.1)
+            assert c.ended is not None
+            gtrid = again.gtrid()
+            assert (await again.run(gtrid, bump(1))).vote == pb.VOTE_OK
+            assert (await again.rollback(gtrid)).state == ROLLED_BACK
+            await again.detach()
+            await again.channel.close()
+
+    asyncio.run(play())
