@@ -17,7 +17,7 @@ from google.protobuf.json_format import MessageToDict
 from coordinator import convert
 from coordinator.admin import recover as recover_running
 from coordinator.agents import AgentLink, Identity, LinkDown, xids
-from coordinator.codec import Kind, UnknownRecord, coordinator_id_of, decode
+from coordinator.codec import Kind
 from coordinator.config import Config, load_config
 from coordinator.core.coordinator import Coordinator
 from coordinator.core.settings import Settings
@@ -26,6 +26,8 @@ from coordinator.journal import replay_entries
 from coordinator.runtime import Runtime
 from coordinator.v1 import admin_pb2, record_pb2
 from coordinator.v1 import coordinator_pb2 as pb
+from dtp import Reason, XacoordError
+from shell import logs
 from wal import Entry, Recovered, read
 
 _SETTLE_SECONDS = 10.0
@@ -57,12 +59,13 @@ def recover(config_path: Path, apply: bool, participants: list[str]) -> admin_pb
     """The plan of a start, and with `apply` its execution, on a stopped coordinator's log.
 
     Raises:
-        shell.config.ConfigError, wal.LogError, coordinator.journal.JournalError.
+        shell.config.ConfigError, wal.LogError, coordinator.journal.JournalError, XacoordError.
     """
     config = load_config(config_path)
+    logs.setup("coordctl", "ERROR", as_json=False)
     unknown = [name for name in participants if name not in config.participants]
     if unknown:
-        raise ValueError(f"there is no participant {unknown[0]!r} in {config_path}")
+        raise XacoordError(Reason.UNKNOWN_PARTICIPANT, f"{config_path} has no participant {unknown[0]!r}")
     names = participants or list(config.participants)
     return asyncio.run(_apply(config, names) if apply else _plan(config, names))
 
@@ -144,6 +147,3 @@ def describe(entry: Entry) -> dict[str, object]:
     message = _MESSAGES[kind].FromString(entry.payload)
     described.update(json.loads(json.dumps(MessageToDict(message, preserving_proto_field_name=True))))
     return described
-
-
-__all__ = ["UnknownRecord", "coordinator_id_of", "decode", "describe", "recover", "transactions"]

@@ -13,7 +13,7 @@ from coordinator.core.settings import Settings
 from coordinator.core.states import ParticipantState, State, Trigger, next_state
 from coordinator.core.timers import Timers
 from coordinator.core.transaction import Transaction
-from dtp import Outcome, Reason
+from dtp import Outcome, Reason, Xid
 
 
 @dataclass(slots=True)
@@ -27,6 +27,7 @@ class Participant:
         link: number of the present connection.
         rescan_at: when the next periodic scan is due; timers for other times are stale.
         orphans, in_doubt, foreign: branches in the last scan.
+        held: branches that the last scan found ahead of our log.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Participant:
     foreign: int = 0
     blocked_sessions: int = 0
     ghosts: int = 0
+    held: frozenset[Xid] = frozenset()
 
 
 class Purpose(Enum):

@@ -105,16 +105,21 @@ class Participants:
         if participant.state is ParticipantState.HOLD:
             return
         participant.last_error = ""
+        self._report_held(participant, items)
         adopted = False
         for item in items:
             if item.action is Action.ROLLBACK and item.reason is PlanReason.PRESUMED_ABORT:
                 adopted = self._adopt_orphan(participant, item.xid, now) or adopted
-            elif item.action is Action.HOLD:
-                self._context.alert(
-                    AlertKind.HOLD, item.reason.value, gtrid=str(item.xid), participant=participant.name
-                )
         if not was_up or adopted:
             self._two_phase.participant_up(participant.name)
+
+    def _report_held(self, participant: Participant, items: list[PlanItem]) -> None:
+        """Tell people once about each branch that this log cannot know."""
+        held = frozenset(item.xid for item in items if item.action is Action.HOLD)
+        for xid in sorted(held - participant.held):
+            message = PlanReason.EPOCH_AHEAD_OF_LOG.value
+            self._context.alert(AlertKind.HOLD, message, gtrid=str(xid), participant=participant.name)
+        participant.held = held
 
     def plan(
         self, participant: Participant, prepared: tuple[Xid, ...], started_at: float = 0.0

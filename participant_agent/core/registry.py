@@ -241,9 +241,14 @@ class Registry:
                 break
         return actions
 
-    def release_waiting(self, entry: Entry, why: Failure) -> list[Finished]:
-        """A rollback of our own did not succeed yet: those that wait hear RETRY instead of nothing."""
-        answers = [Finished(State.RETRY, SessionUse.CLOSE, why) for _ in entry.waiting]
+    def release_waiting(self, entry: Entry, why: Failure) -> list[Voted | Finished]:
+        """A rollback of our own did not succeed yet: those that wait hear so instead of nothing."""
+        answers: list[Voted | Finished] = []
+        for command in entry.waiting:
+            if isinstance(command, Prepare) or (isinstance(command, Run) and not command.one_phase):
+                answers.append(Voted(Vote.ROLLBACK, SessionUse.CLOSE, entry.doom or why))
+            elif not (isinstance(command, Rollback) and command.own):
+                answers.append(Finished(State.RETRY, SessionUse.CLOSE, why))
         entry.waiting.clear()
         return answers
 

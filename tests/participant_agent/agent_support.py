@@ -201,7 +201,9 @@ class Coordinator:
         return await self.stub.Fence(pb.FenceRequest(**fields), timeout=20)
 
     async def attach(self) -> None:
-        """Open the stream."""
+        """Open the stream (again)."""
+        for task in self._tasks:
+            task.cancel()
         self._call = self.stub.Attach()
         hello = pb.Hello(coordinator_id=self.id, epoch=self.epoch, log_identity=self.identity)
         await self._call.write(pb.AttachRequest(hello=hello))

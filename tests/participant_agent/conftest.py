@@ -48,6 +48,7 @@ def agent(shop: PrivateServer, engine: str, agent_directory: Path, request: pyte
     process.start()
     yield process
     process.stop()
+    print(process.log.read_text())
 
 
 @pytest.fixture
@@ -64,3 +65,4 @@ def new_agent(agent_directory: Path) -> Iterator[Callable[..., AgentProcess]]:
     yield make
     for process in made:
         process.stop()
+        print(process.log.read_text())  # shown where the test failed

@@ -1,0 +1,272 @@
+"""The ring under Hypothesis: anything that can happen happens, in any order, and the promises hold.
+
+The rules are what callers, agents, operators, the log and time can do to the core; `tests.core.world`
+checks the invariants at every effect, and after calm.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from coordinator.core import inputs
+from coordinator.core.inputs import WaitFor
+from coordinator.core.states import State
+from dtp import Decision, Gtrid, Outcome, Reason, Vote, Xid
+from tests.core.servers import Server
+from tests.core.world import ID, NAMES, World
+
+names = st.sampled_from(NAMES)
+# The newest transactions most often; 0 is the newest.
+recent = st.integers(0, 5)
+waits = st.sampled_from(WaitFor)
+keys = st.sampled_from(("", "", "k", "l"))
+timeouts = st.sampled_from((None, 0.5, 60.0))
+# Mostly yes: transactions that always fail find little.
+votes = st.sampled_from((Vote.OK,) * 6 + (Vote.READ_ONLY, Vote.ROLLBACK))
+outcomes = st.sampled_from((None, *Outcome))
+
+
+class Ring(RuleBasedStateMachine):
+    """One world and all that can happen to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.gtrids: list[str] = []
+        self.bits = 0
+        for name in NAMES:
+            self.world.connect(self.world.servers[name])
+        self.world._deliver_all()
+
+    def teardown(self) -> None:
+        self.world.settle()
+        self.world.check_final()
+
+    def gtrid(self, back: int) -> str:
+        """A transaction: often one that is open, the newest first; sometimes one that nobody has begun."""
+        newest = self.gtrids[::-1]
+        return newest[back] if back < len(newest) else str(Gtrid(ID, 1, 999))
+
+    def feed(self, event: inputs.Input) -> None:
+        before = set(self.world.core.open)
+        self.world.feed(event)
+        self.gtrids += [g for g in self.world.core.open if g not in before]
+
+    # Callers
+
+    @rule(timeout=timeouts, key=keys, content=st.booleans())
+    def begin(self, timeout: float | None, key: str, content: bool) -> None:
+        self.bits = (self.bits + 7919) % 65536
+        self.world.key = key
+        ticket = self.world.new_ticket("")
+        self.feed(inputs.BeginRequested(ticket, timeout, self.bits, True, key, b"AB" if content else b"CD"))
+
+    @rule(
+        branches=st.lists(names, max_size=3),
+        in_order=st.booleans(),
+        key=keys,
+        wait=waits,
+        room=st.integers(0, 9),
+    )
+    def run_at_once(self, branches: list[str], in_order: bool, key: str, wait: WaitFor, room: int) -> None:
+        self.world.key = key
+        ticket = self.world.new_ticket("")
+        run = tuple(inputs.RunBranch(name, None) for name in branches)
+        self.feed(inputs.RunRequested(ticket, run, None, wait, in_order, 1, room > 0, key, b"AB"))
+
+    @rule(back=recent, name=names)
+    def enlist(self, back: int, name: str) -> None:
+        server = self.world.servers[name]
+        if server.connected and self.gtrids:
+            server.enlist(self.gtrid(back))
+            self.feed(server.reports.pop())
+
+    @rule(back=recent, wait=waits)
+    def commit(self, back: int, wait: WaitFor) -> None:
+        gtrid = self.gtrid(back)
+        self.feed(inputs.CommitRequested(self.world.new_ticket(gtrid), gtrid, wait))
+
+    @rule(back=recent)
+    def roll_back(self, back: int) -> None:
+        gtrid = self.gtrid(back)
+        self.feed(inputs.RollbackRequested(self.world.new_ticket(gtrid), gtrid))
+
+    @precondition(lambda self: self.world.waiting)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(sorted(self.world.waiting)))
+        gtrid = self.world.waiting[ticket]
+        waiters = self.world.core.open[gtrid].waiters if gtrid in self.world.core.open else ()
+        if any(w.ticket == ticket for w in waiters):
+            self.feed(inputs.CallerLeft(gtrid, ticket))
+            del self.world.waiting[ticket]
+
+    # Operators
+
+    @rule(back=recent, action=st.sampled_from(Decision))
+    def resolve(self, back: int, action: Decision) -> None:
+        gtrid = self.gtrid(back)
+        self.feed(inputs.ResolveRequested(self.world.new_ticket(gtrid), gtrid, action, "why", "who"))
+
+    @rule(back=recent)
+    def forget(self, back: int) -> None:
+        heuristic = [g for g, t in self.world.core.open.items() if t.state is State.HEURISTIC]
+        gtrid = heuristic[back % len(heuristic)] if heuristic else self.gtrid(back)
+        self.feed(inputs.ForgetRequested(self.world.new_ticket(gtrid), gtrid))
+
+    @rule(name=names)
+    def recover(self, name: str) -> None:
+        self.feed(inputs.RecoveryRequested(name))
+
+    @precondition(lambda self: any(s.prepared() for s in self.world.servers.values()))
+    @rule(data=st.data(), state=st.sampled_from(("committed", "rolled_back")))
+    def interfere(self, data: st.DataObject, state: str) -> None:
+        prepared = [(s, str(x.ours())) for s in self.world.servers.values() for x in s.prepared()]
+        server, gtrid = data.draw(st.sampled_from(prepared))
+        server.interfere(gtrid, state)
+        self.world.interfered.add(gtrid)
+
+    # Agents
+
+    @rule(name=names, vote=votes, busy=st.integers(0, 5))
+    def execute(self, name: str, vote: Vote, busy: int) -> None:
+        server = self.world.servers[name]
+        if server.commands:
+            server.execute(vote, busy == 0)
+
+    @rule(name=names)
+    def execute_late(self, name: str) -> None:
+        if self.world.servers[name].zombies:
+            self.world.servers[name].execute_late()
+
+    @rule(name=names, all_=st.booleans())
+    def report(self, name: str, all_: bool) -> None:
+        reports = self.world.servers[name].reports
+        while reports:
+            self.feed(reports.popleft())
+            if not all_:
+                break
+
+    @rule(back=recent, name=names, vote=st.sampled_from(Vote))
+    def stray_vote(self, back: int, name: str, vote: Vote) -> None:
+        """A vote from someone who was not asked, or a second one."""
+        gtrid = self.gtrid(back)
+        transaction = self.world.core.open.get(gtrid)
+        branch = transaction.branches.get(name) if transaction else None
+        if branch is None or not branch.sent or branch.vote is not None:
+            before = self.picture()
+            self.feed(inputs.BranchVoted(name, self.world.servers[name].link, gtrid, vote))
+            assert self.picture() == before
+
+    @rule(back=recent, name=names, outcome=outcomes)
+    def stray_end(self, back: int, name: str, outcome: Outcome | None) -> None:
+        """An end of a branch that was not asked to end."""
+        gtrid = self.gtrid(back)
+        transaction = self.world.core.open.get(gtrid)
+        if transaction is None or transaction.state is State.ACTIVE or name not in transaction.branches:
+            before = self.picture()
+            self.feed(inputs.BranchFinished(name, self.world.servers[name].link, gtrid, outcome))
+            assert self.picture() == before
+
+    @rule(name=names, executed=st.integers(0, 3))
+    def lose(self, name: str, executed: int) -> None:
+        server = self.world.servers[name]
+        if server.connected:
+            self.world.lose(server, executed)
+        else:
+            self.feed(inputs.AgentLost(name, 0, "no answer"))
+
+    @rule(name=names)
+    def connect(self, name: str) -> None:
+        self.world.connect(self.world.servers[name])
+
+    @precondition(lambda self: self.world.fences)
+    @rule(index=st.integers(0, 9), held=st.integers(0, 9))
+    def answer_fence(self, index: int, held: int) -> None:
+        index %= len(self.world.fences)
+        if held:
+            self.world.answer_fence(index)
+        else:
+            fence = self.world.fences.pop(index)
+            self.feed(inputs.AgentHeld(fence.participant, fence.link, Reason.STALE_EPOCH, "another"))
+
+    @precondition(lambda self: self.world.scans)
+    @rule(index=st.integers(0, 9))
+    def look(self, index: int) -> None:
+        self.world.look(index % len(self.world.scans))
+
+    @precondition(lambda self: self.world.scans)
+    @rule(index=st.integers(0, 9), epoch=st.integers(1, 99), bytes_=st.binary(max_size=24))
+    def answer_scan(self, index: int, epoch: int, bytes_: bytes) -> None:
+        """The scan also lists what is not ours to touch: others' branches, and ids never given by this log."""
+        others = (
+            Xid(1, bytes_, b"0001"),
+            Xid.of(str(Gtrid("othr", epoch, 1 << 16)), 1),
+            Xid.of(str(Gtrid(ID, self.world.epoch + epoch, 1 << 16)), 1),
+            Xid.of(str(Gtrid(ID, self.world.epoch, 1 << 40)), 2),
+        )
+        before = {g for s in self.world.servers.values() for g, _ in s.commands}
+        self.world.answer_scan(index % len(self.world.scans), others)
+        after = {g for s in self.world.servers.values() for g, _ in s.commands}
+        assert not {x.gtrid.decode("latin-1") for x in others} & (after - before)
+
+    # The log, the process and time
+
+    @rule(count=st.integers(1, 3))
+    def flush(self, count: int) -> None:
+        self.world.flush(count)
+
+    @rule()
+    def rotate(self) -> None:
+        self.world.rotate()
+
+    @rule(surviving=st.integers(0, 3))
+    def crash(self, surviving: int) -> None:
+        self.world.crash(surviving)
+
+    @rule()
+    def drain(self) -> None:
+        if self.bits % 5 == 0:
+            self.feed(inputs.DrainStarted())
+
+    @rule(seconds=st.sampled_from((0.0, 0.3, 1.0, 6.0, 30.0)))
+    def wait(self, seconds: float) -> None:
+        self.world.now += seconds
+        self.feed(inputs.TimePassed())
+
+    def picture(self) -> object:
+        """The live state, to compare."""
+        return [
+            (
+                g,
+                t.state,
+                t.decision,
+                [(b.participant, b.vote, b.outcome, b.sent) for b in t.branches.values()],
+            )
+            for g, t in self.world.core.open.items()
+        ]
+
+
+TestRing = pytest.mark.filterwarnings("error")(Ring.TestCase)
+Ring.TestCase.settings = settings(
+    max_examples=250,
+    stateful_step_count=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def test_servers_are_modelled_with_an_atomic_check() -> None:
+    """The final check can fail: half a commit is found."""
+    world = World()
+    gtrid = str(Gtrid(ID, 1, 1 << 16))
+    for name, state in (("p1", "committed"), ("p2", "rolled_back")):
+        server: Server = world.servers[name]
+        server.branches[gtrid] = state
+        server.worked.add(gtrid)
+    with pytest.raises(AssertionError, match="not atomic"):
+        world.check_final()
