@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 from typing import Any
 
 import grpc
@@ -20,6 +19,7 @@ from coordinator.service import CoordinatorService
 from coordinator.v1 import admin_pb2 as pb
 from coordinator.v1 import admin_pb2_grpc as rpc
 from coordinator.validation import gtrid as valid_gtrid
+from coordinator.validation import one_line
 from coordinator.version import VERSION
 from dtp import Decision, Reason, XacoordError
 
@@ -55,16 +55,11 @@ class AdminService(rpc.AdminServicer):
         action = _ACTIONS.get(request.action)
         if action is None:
             raise XacoordError(Reason.INVALID_REQUEST, 'action must be "commit" or "rollback"')
-        if not 1 <= len(request.reason.strip()) <= _MAX_REASON:
-            raise XacoordError(Reason.INVALID_REQUEST, f"give a reason of 1 to {_MAX_REASON} characters")
-        if len(request.operator) > _MAX_OPERATOR:
-            raise XacoordError(Reason.INVALID_REQUEST, f"operator has more than {_MAX_OPERATOR} characters")
-        operator = request.operator or getpass.getuser()
-        self._log.warning(
-            "resolve", gtrid=gtrid, action=action.value, operator=operator, reason=request.reason
-        )
+        reason = one_line(request.reason, "reason", 1, _MAX_REASON)
+        operator = one_line(request.operator, "operator", 0, _MAX_OPERATOR) or "unknown"
+        self._log.warning("resolve", gtrid=gtrid, action=action.value, operator=operator, reason=reason)
         await self._driver.ask(
-            lambda ticket: inputs.ResolveRequested(ticket, gtrid, action, request.reason, operator), gtrid
+            lambda ticket: inputs.ResolveRequested(ticket, gtrid, action, reason, operator), gtrid
         )
         transaction = self._core.open.get(gtrid) or self._core.ended[gtrid]
         return pb.ResolveResponse(transaction=self._service.message(transaction))

@@ -193,7 +193,9 @@ class CoordinatorService(rpc.CoordinatorServicer):
         if request.page_token:
             self._gtrid(request.page_token)
         now = self._driver.clock()
-        least_age = request.older_than.seconds + request.older_than.nanos / 1e9
+        least_age = validation.seconds(request.older_than, "older_than")
+        if least_age < 0:
+            raise XacoordError(Reason.INVALID_REQUEST, "older_than must not be negative")
         states = set(request.states)
         found: list[pb.Transaction] = []
         known = {**self._core.ended, **self._core.open}

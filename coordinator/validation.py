@@ -43,9 +43,25 @@ def gtrid(text: str, coordinator_id: str) -> str:
 
 def timeout(message: Duration | None) -> float | None:
     """Seconds, or None where the caller named none. The core checks the range."""
-    if message is None:
-        return None
+    return None if message is None else seconds(message, "timeout")
+
+
+def seconds(message: Duration, field: str) -> float:
+    """A Duration's seconds; one that protobuf calls invalid is refused."""
+    if abs(message.nanos) > 999_999_999 or message.seconds * message.nanos < 0:
+        raise _invalid(
+            f"{field}: {message.seconds} s and {message.nanos} ns are no Duration; nanos are at most "
+            "999,999,999 and have the sign of seconds"
+        )
     return message.seconds + message.nanos / 1e9
+
+
+def one_line(text: str, field: str, least: int, most: int) -> str:
+    """`text` without surrounding blanks: `least` to `most` characters, none of them a control character."""
+    text = text.strip()
+    if not least <= len(text) <= most or not text.isprintable():
+        raise _invalid(f"{field}: give {least} to {most} printable characters")
+    return text
 
 
 def wait_for(value: int) -> WaitFor:

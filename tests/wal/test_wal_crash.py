@@ -167,6 +167,21 @@ def test_short_write_is_a_failure() -> None:
     assert not caught.value.definite
 
 
+def test_failure_of_the_housekeeper_stops_the_writer() -> None:
+    files = SimulatedFiles()
+    owner = Owner(files)
+    owner.begin()
+    owner.append(1, b"x")
+    files.fail_at = files.operations + 1
+    owner.log.tend()
+    assert len(owner.failures) == 1
+    writer = owner.log._writer
+    assert writer is not None
+    before = files.operations
+    assert not writer.step()
+    assert (files.operations, owner.acknowledged) == (before, 0)
+
+
 def test_full_disk_is_no_failure_and_reserved_records_find_room() -> None:
     """R11: what was reserved before the disk filled up can be written, across the roll-over."""
     for spare_first in (True, False):

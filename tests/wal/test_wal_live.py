@@ -265,7 +265,12 @@ def expected_state(lsn: int) -> dict[int, bytes]:
 
 @pytest.mark.parametrize(
     ("operation", "counts"),
-    [("pwrite", (3, 9, 40, 111)), ("fdatasync", (4, 17, 60, 150)), ("rename", (2, 3, 5)), ("unlink", (2, 3, 4))],
+    [
+        ("pwrite", (3, 9, 40, 111)),
+        ("fdatasync", (4, 17, 60, 150)),
+        ("rename", (2, 3, 5)),
+        ("unlink", (2, 3, 4)),
+    ],
 )
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_kill_at_the_nth_operation(

@@ -28,6 +28,7 @@ from wal.format import (
     Watermark,
     crc,
     decode_segment_header,
+    decode_watermark,
     encode_watermark,
 )
 from wal.survey import survey
@@ -186,6 +187,14 @@ def test_watermark_torn_or_absent_or_foreign() -> None:
     assert "another log" in str(refusal(files))
     del files.cached_names[WATERMARK_NAME]
     assert survey(files, DIRECTORY).problem is None
+
+
+def test_watermark_slots_are_written_in_turn() -> None:
+    files, owner = small_log([[b"x"]])
+    owner.log.tend()
+    cache = files.cached_names[WATERMARK_NAME].cache
+    marks = [decode_watermark(bytes(cache[slot : slot + 512])) for slot in (0, 512)]
+    assert {mark.lsn for mark in marks if mark} == {0, 1}
 
 
 def test_older_directory_restored_is_a_sound_log_of_a_lower_epoch() -> None:
@@ -369,7 +378,9 @@ def test_repair_cut_off_anywhere_can_be_done_again() -> None:
             except BaseException as error:
                 assert type(error).__name__ == "PowerCut"  # noqa: PT017
             files.power_cut(lambda sector: False, lambda names, keep=keep: min(names, keep))  # type: ignore[misc]
-            if survey(files, DIRECTORY).problem is not None:
+            found = survey(files, DIRECTORY)
+            assert found.problem is None or not found.repaired, "done once the new segment is there"
+            if found.problem is not None:
                 repair_log(DIRECTORY, 2, True, SMALL, files)
             owner.acknowledged = 1
             recovered = owner.begin()
