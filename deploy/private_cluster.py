@@ -41,11 +41,12 @@ class Process:
         self._environ = dict(environ)
         self._child: subprocess.Popen[bytes] | None = None
 
-    def start(self, **environ: str) -> None:
-        """Start it, with further environment variables for this start only."""
+    def start(self, *, under: Sequence[str] = (), **environ: str) -> None:
+        """Start it, for this start only `under` another program and with further environment variables."""
         if self.running:
             raise ClusterError(f"{self.name} runs already")
-        self._child = spawn(self._command, self.output, {**os.environ, **self._environ, **environ})
+        command = [*under, *self._command]
+        self._child = spawn(command, self.output, {**os.environ, **self._environ, **environ})
 
     @property
     def running(self) -> bool:

@@ -87,7 +87,9 @@ class Agent:
         self.config = config
         self.log = log
         name, target, sessions = config.agent.participant, target_of(config), config.sessions
-        self.control = Control(with_raw_cells(target, _CONTROL_SECONDS), name, failpoints, log)
+        self.control = Control(
+            with_raw_cells(target, _CONTROL_SECONDS), name, config.agent.take_over_seconds, failpoints, log
+        )
         wait = sessions.acquire_timeout_seconds
         self.workers = Pool(target, name, 0, sessions.max, sessions.warm, wait)
         self.finishers = Pool(target, name, sessions.max, FINISHERS, 2, wait)

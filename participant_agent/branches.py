@@ -110,6 +110,7 @@ class Branches:
         session = entry.session
         if not isinstance(session, Session):
             return True
+        session.condemned = True
         return await self._control.drive(end_session(session.known_as))
 
     # -- performing
@@ -126,10 +127,23 @@ class Branches:
                 result = await self._commit(entry, command)
             elif isinstance(command, Rollback):
                 result = await self._rollback(entry, command)
+        except Exception:
+            result = self._after_bug(entry, command)
+            raise
         finally:
             if result is not None and not (isinstance(command, Rollback) and command.own):
                 self._report(entry.coordinator_id, entry.gtrid, result)
             self.finish_command(entry)
+
+    def _after_bug(self, entry: Entry, command: Command) -> Voted | Finished:
+        """An error of ours: nothing is known, so the session goes, and what was not prepared is rolled back."""
+        why = Failure(Reason.INTERNAL, "internal error of the agent; see its log")
+        self._settle_session(entry, SessionUse.CLOSE)
+        if entry.state in (BranchState.ACTIVE, BranchState.IDLE):
+            self.roll_back_later(entry, why)
+        if isinstance(command, Prepare) or (isinstance(command, Run) and not command.one_phase):
+            return Voted(Vote.ROLLBACK, SessionUse.CLOSE, why)
+        return Finished(State.RETRY, SessionUse.CLOSE, why)
 
     def finish_command(self, entry: Entry) -> None:
         """The running command of `entry` is over; go on with those that waited."""
@@ -388,6 +402,7 @@ class Branches:
                 ended += 1
             if entry.running is None:
                 self._settle_session(entry, SessionUse.CLOSE)
+            entry.waiting.clear()
             self.registry.entries.pop(entry.gtrid, None)
         return ended
 

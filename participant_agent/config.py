@@ -18,11 +18,13 @@ class AgentSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         participant: the participant's name, 1 to 40 characters of [a-z0-9_-].
         listen: "host:port".
         advertise: where clients reach it; "" means `listen`.
+        take_over_seconds: how long a start waits for a former agent's lock before it is refused.
     """
 
     participant: str
     listen: str = "127.0.0.1:7430"
     advertise: str = ""
+    take_over_seconds: float = 10.0
     log_level: str = "INFO"
 
     def __post_init__(self) -> None:

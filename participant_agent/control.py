@@ -23,7 +23,6 @@ T = TypeVar("T")
 
 _FIRST_BACKOFF_SECONDS = 0.05
 _LONGEST_BACKOFF_SECONDS = 1.0
-_LOCK_ATTEMPTS = 20
 
 
 class StartError(Exception):
@@ -33,9 +32,17 @@ class StartError(Exception):
 class Control:
     """The control connection and what the server said about itself."""
 
-    def __init__(self, target: Target, participant: str, failpoints: Failpoints | None, log: Any) -> None:
+    def __init__(
+        self,
+        target: Target,
+        participant: str,
+        patience_seconds: float,
+        failpoints: Failpoints | None,
+        log: Any,
+    ) -> None:
         self._target = target
         self._participant = participant
+        self._attempts = max(1, int(patience_seconds / sessions.LOCK_RETRY_SECONDS))
         self._failpoints = failpoints
         self._log = log
         self._session: Session | None = None
@@ -108,7 +115,7 @@ class Control:
             ConnectError: the connection was lost meanwhile.
         """
         former = await self._own_former_control()
-        taken = await self.drive(sessions.take_over(self._participant, _LOCK_ATTEMPTS, former))
+        taken = await self.drive(sessions.take_over(self._participant, self._attempts, former))
         if taken.state is sessions.TakeOver.HELD_BY_OTHER:
             raise StartError(
                 f"another agent speaks for participant {self._participant!r}: the server's connection "
@@ -151,7 +158,7 @@ class Control:
                     ended = await self.take_over()
                     self._log.info("participant taken over again", ended_sessions=ended)
                     await regained()
-                except (ConnectError, StartError, Exception) as error:
+                except Exception as error:
                     self.close()
                     self._log.warning(
                         "no control connection", error=type(error).__name__, retry_in_seconds=backoff

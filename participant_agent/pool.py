@@ -118,7 +118,7 @@ class Pool:
 
     def release(self, session: Session) -> None:
         """Take back a session that is in no XA state."""
-        if session.dead or self._busy.get(session) is None:
+        if session.dead or session.condemned or self._busy.get(session) is None:
             self.discard(session)
             return
         self._idle.append(session)

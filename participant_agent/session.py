@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import termios
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,10 @@ from participant_agent.core.errors import LOST_ERRNOS
 from participant_agent.values import render
 
 _FETCH_ROWS = 500
+
+# Apart, so that a server that does not answer connects holds up no reader.
+_connecting = ThreadPoolExecutor(max_workers=8, thread_name_prefix="connect")
+_reading = ThreadPoolExecutor(max_workers=8, thread_name_prefix="read")
 
 # Text columns come as str, binary ones as bytes; everything else as the bytes of its text form.
 _TEXT_OR_BYTES = ((FLAG.BINARY, bytes), (None, str))
@@ -113,6 +118,7 @@ class Session:
         self.connection_id: int = connection.thread_id()
         self.lock = ""
         self.dead = False
+        self.condemned = False  # somebody is killing it: it works for nobody else any more
         self.on_death: Callable[[], None] | None = None
         self.net_buffer_length = 1024
         self._loop.add_reader(self._fd, self._readable)
@@ -120,7 +126,7 @@ class Session:
     @classmethod
     async def open(cls, target: Target) -> Session:
         """Connect in a thread. Raises ConnectError."""
-        connection = await asyncio.get_running_loop().run_in_executor(None, _connect, target)
+        connection = await asyncio.get_running_loop().run_in_executor(_connecting, _connect, target)
         return cls(connection, target)
 
     @property
@@ -180,7 +186,7 @@ class Session:
             return
         self._loop.remove_reader(self._fd)
         self._in_thread = True
-        self._loop.run_in_executor(None, self._read_all).add_done_callback(self._read_in_thread)
+        self._loop.run_in_executor(_reading, self._read_all).add_done_callback(self._read_in_thread)
 
     def _read_in_thread(self, reading: asyncio.Future[Result]) -> None:
         self._in_thread = False

@@ -117,6 +117,10 @@ def _read_statement(statement: pb.Statement, backslash_escapes: bool) -> Stateme
     guarded = guard(statement.sql, backslash_escapes)
     if count and guarded.placeholders != count:
         raise _invalid(f"{count} parameters for {guarded.placeholders} placeholders (%s)")
+    if count and guarded.quoted_placeholder:
+        raise _invalid(
+            "a %s inside quotes or a comment; write it without quotes, and %%s for the two characters"
+        )
     for value in statement.parameters:
         check_value(value)
     return Statement(

@@ -27,6 +27,7 @@ from enum import Enum
 from .effects import Lost, Ok, OnControl, Procedure, Query, Sleep, number
 
 MAX_SLOTS = 1000
+LOCK_RETRY_SECONDS = 0.5
 _WAITS = 200
 _FIRST_WAIT_SECONDS = 0.002
 _LONGEST_WAIT_SECONDS = 0.1
@@ -93,7 +94,7 @@ def take_over(participant: str, attempts: int, own_old_control: int | None) -> P
 
     Args:
         participant: its name.
-        attempts: tries at the lock, half a second apart.
+        attempts: tries at the lock, LOCK_RETRY_SECONDS apart.
         own_old_control: connection id of our own former control connection on this same run of the server,
             which is killed where the server has not noticed its end.
     """
@@ -110,7 +111,7 @@ def take_over(participant: str, attempts: int, own_old_control: int | None) -> P
             continue
         if attempt + 1 == attempts:
             return TakenOver(TakeOver.HELD_BY_OTHER, holder=holder)
-        yield Sleep(0.5)
+        yield Sleep(LOCK_RETRY_SECONDS)
     return (yield from _end_former_sessions(participant))
 
 

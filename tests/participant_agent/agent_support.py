@@ -42,9 +42,13 @@ def value(python: Any) -> st.Value:
     return st.Value(blob=python) if isinstance(python, bytes) else st.Value(text=python)
 
 
-def statement(sql: str, *parameters: Any, expect: int | None = None, at_least: int | None = None) -> st.Statement:
+def statement(
+    sql: str, *parameters: Any, expect: int | None = None, at_least: int | None = None
+) -> st.Statement:
     """A statement with parameters."""
-    return st.Statement(sql=sql, parameters=list(map(value, parameters)), expect_rows=expect, min_rows=at_least)
+    return st.Statement(
+        sql=sql, parameters=list(map(value, parameters)), expect_rows=expect, min_rows=at_least
+    )
 
 
 def python_value(message: st.Value) -> Any:
@@ -75,7 +79,14 @@ def info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
 class AgentProcess:
     """One agent daemon as a process."""
 
-    def __init__(self, server: PrivateServer, directory: Path, participant: str, extra: str = "") -> None:
+    def __init__(
+        self,
+        server: PrivateServer,
+        directory: Path,
+        participant: str,
+        extra: str = "",
+        take_over_seconds: float = 10,
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.participant = participant
         self.address = f"unix:{directory / 'agent.sock'}"
@@ -84,13 +95,15 @@ class AgentProcess:
         self.directory = directory
         user, password = ("root", "")
         self.config.write_text(
-            f'[agent]\nparticipant = "{participant}"\nlisten = "{self.address}"\n'
+            f'[agent]\ntake_over_seconds = {take_over_seconds}\nparticipant = "{participant}"\nlisten = "{self.address}"\n'
             f'[mysql]\nunix_socket = "{server.socket}"\nuser = "{user}"\npassword = "{password}"\n'
             f'database = "shop"\n' + extra
         )
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, failpoints: str = "", ready: bool = True, environ: Mapping[str, str] | None = None) -> None:
+    def start(
+        self, failpoints: str = "", ready: bool = True, environ: Mapping[str, str] | None = None
+    ) -> None:
         """Start it and wait until it serves."""
         environment = {**os.environ, "PYTHONPATH": _path(), **(environ or {})}
         if failpoints:
@@ -148,7 +161,15 @@ class AgentProcess:
     def run_doctor(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`participant-agent doctor`."""
         return subprocess.run(
-            [sys.executable, "-m", "participant_agent.daemon", "doctor", "--config", str(self.config), *arguments],
+            [
+                sys.executable,
+                "-m",
+                "participant_agent.daemon",
+                "doctor",
+                "--config",
+                str(self.config),
+                *arguments,
+            ],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": _path()},
@@ -164,7 +185,9 @@ def _path() -> str:
 class Coordinator:
     """A coordinator's side of one agent: fence, stream, commands."""
 
-    def __init__(self, agent: AgentProcess, coordinator_id: str = "", epoch: int = 1, number: int = 7) -> None:
+    def __init__(
+        self, agent: AgentProcess, coordinator_id: str = "", epoch: int = 1, number: int = 7
+    ) -> None:
         self.agent = agent
         self.id = coordinator_id or f"{next(_counter):04d}"
         self.epoch = epoch

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.participant_agent.agent_support import AgentProcess
 
 from deploy.private_servers import PrivateServer
+from tests.participant_agent.agent_support import AgentProcess
 
 SHOP = (
     "CREATE DATABASE IF NOT EXISTS shop",
@@ -41,7 +41,9 @@ def shop(engine: str, server_pool: Any) -> PrivateServer:
 
 
 @pytest.fixture(scope="module")
-def agent(shop: PrivateServer, engine: str, agent_directory: Path, request: pytest.FixtureRequest) -> Iterator[AgentProcess]:
+def agent(
+    shop: PrivateServer, engine: str, agent_directory: Path, request: pytest.FixtureRequest
+) -> Iterator[AgentProcess]:
     """An agent that runs for a whole test module."""
     name = f"shared-{engine}-{request.module.__name__[-8:].strip('_')}"
     process = AgentProcess(shop, agent_directory / name, name, "[sessions]\nlock_wait_seconds = 1\n")

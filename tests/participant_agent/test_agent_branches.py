@@ -9,10 +9,18 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.participant_agent.agent_support import AgentProcess, Coordinator, coordinating, info, reason, rows, statement
 
 from deploy.private_servers import PrivateServer
 from participant_agent.v1 import participant_agent_pb2 as pb
+from tests.participant_agent.agent_support import (
+    AgentProcess,
+    Coordinator,
+    coordinating,
+    info,
+    reason,
+    rows,
+    statement,
+)
 
 COMMITTED = pb.FINISHED_STATE_COMMITTED
 ROLLED_BACK = pb.FINISHED_STATE_ROLLED_BACK
@@ -47,7 +55,9 @@ def xid(gtrid: str, number: int = 7) -> str:
     return f"X'{gtrid.encode().hex()}',X'{f'{number:04d}'.encode().hex()}',1"
 
 
-def test_run_prepare_commit_is_idempotent_and_leaves_a_witness(agent: AgentProcess, shop: PrivateServer) -> None:
+def test_run_prepare_commit_is_idempotent_and_leaves_a_witness(
+    agent: AgentProcess, shop: PrivateServer
+) -> None:
     async def play() -> None:
         async with coordinating(agent) as c:
             before, gtrid = v(shop, 1), c.gtrid()
@@ -137,14 +147,22 @@ def test_a_failed_statement_dooms_the_branch(
             before, gtrid = v(shop, 3), c.gtrid()
             voted = await c.run(gtrid, bump(3), statement(sql))
             assert voted.vote == pb.VOTE_ROLLBACK
-            assert (voted.failure.reason, voted.failure.errno, voted.failure.statement) == (expected, errno, 1)
+            assert (voted.failure.reason, voted.failure.errno, voted.failure.statement) == (
+                expected,
+                errno,
+                1,
+            )
             assert (await c.rollback(gtrid)).state == ROLLED_BACK
 
             gtrid = c.gtrid()
             with pytest.raises(grpc.RpcError) as failed:
                 await c.execute(gtrid, bump(3), statement(sql))
             metadata = info(failed.value).metadata
-            assert (reason(failed.value), metadata["errno"], metadata["statement"]) == (expected, str(errno), "1")
+            assert (reason(failed.value), metadata["errno"], metadata["statement"]) == (
+                expected,
+                str(errno),
+                "1",
+            )
             with pytest.raises(grpc.RpcError) as failed:
                 await c.execute(gtrid, bump(3))
             assert reason(failed.value) == "BRANCH_DOOMED"
@@ -173,7 +191,9 @@ def test_expectations(agent: AgentProcess, shop: PrivateServer) -> None:
     asyncio.run(play())
 
 
-def test_reads_vote_read_only_only_where_nothing_was_written(agent: AgentProcess, shop: PrivateServer) -> None:
+def test_reads_vote_read_only_only_where_nothing_was_written(
+    agent: AgentProcess, shop: PrivateServer
+) -> None:
     shop.sql("DROP FUNCTION IF EXISTS shop.sneaky")
     shop.sql(
         "CREATE FUNCTION shop.sneaky() RETURNS INT DETERMINISTIC MODIFIES SQL DATA "
@@ -421,7 +441,9 @@ def test_heuristics_by_a_person(agent: AgentProcess, shop: PrivateServer) -> Non
     asyncio.run(play())
 
 
-def test_branch_that_another_session_holds_prepared_is_retried(agent: AgentProcess, shop: PrivateServer) -> None:
+def test_branch_that_another_session_holds_prepared_is_retried(
+    agent: AgentProcess, shop: PrivateServer
+) -> None:
     """MariaDB says NOTA while the owner is connected; that must not become an outcome."""
 
     async def play() -> None:

@@ -64,7 +64,9 @@ def test_agent_killed_with_a_prepare_in_flight_leaves_no_zombie(shop: PrivateSer
         async with coordinating(agent) as c:
             gtrid = c.gtrid()
             with read_lock(shop):
-                c.ask(gtrid, run=pb.Run(statements=[bump(1)], participants=[7], remaining_milliseconds=20_000))
+                c.ask(
+                    gtrid, run=pb.Run(statements=[bump(1)], participants=[7], remaining_milliseconds=20_000)
+                )
                 # `bump` itself waits for the global read lock, so the zombie is in a statement; see below for prepare.
                 await asyncio.sleep(0.3)
                 agent.kill()
@@ -113,7 +115,9 @@ def test_agent_killed_at(point: str, shop: PrivateServer, new_agent: Any) -> Non
         before = v(shop, 2)
         async with coordinating(agent) as c:
             gtrid = c.gtrid()
-            asking = c.ask(gtrid, run=pb.Run(statements=[bump(2)], participants=[7], remaining_milliseconds=9000))
+            asking = c.ask(
+                gtrid, run=pb.Run(statements=[bump(2)], participants=[7], remaining_milliseconds=9000)
+            )
             if point.endswith("commit"):
                 assert (await asking).vote == pb.VOTE_OK
                 c.post(gtrid, commit=pb.Commit())
@@ -208,7 +212,9 @@ def test_server_frozen_during_prepare_and_commit(own_server: PrivateServer, new_
     asyncio.run(play())
 
 
-def test_read_only_branch_lost_at_restart_counts_as_committed(own_server: PrivateServer, new_agent: Any) -> None:
+def test_read_only_branch_lost_at_restart_counts_as_committed(
+    own_server: PrivateServer, new_agent: Any
+) -> None:
     """A branch that only read votes READ_ONLY, so nothing of it can be lost by a crash of the server."""
     agent = new_agent(own_server)
     agent.start()
@@ -227,10 +233,12 @@ def test_read_only_branch_lost_at_restart_counts_as_committed(own_server: Privat
     asyncio.run(play())
 
 
-def test_second_agent_of_a_participant_refuses(shop: PrivateServer, new_agent: Any, agent_directory: Any) -> None:
+def test_second_agent_of_a_participant_refuses(
+    shop: PrivateServer, new_agent: Any, agent_directory: Any
+) -> None:
     first = new_agent(shop, "contended")
     first.start()
-    second = AgentProcess(shop, agent_directory / "contended-2", "contended")
+    second = AgentProcess(shop, agent_directory / "contended-2", "contended", take_over_seconds=1)
     second.start(ready=False)
     assert second.process.wait(30) == 69
     log = second.log.read_text()
@@ -263,7 +271,9 @@ def test_control_connection_lost(shop: PrivateServer, new_agent: Any) -> None:
     asyncio.run(play())
 
 
-def test_an_agent_whose_lock_was_taken_stops_serving(shop: PrivateServer, new_agent: Any, agent_directory: Any) -> None:
+def test_an_agent_whose_lock_was_taken_stops_serving(
+    shop: PrivateServer, new_agent: Any, agent_directory: Any
+) -> None:
     """A second agent takes over a participant whose agent is frozen; the first never works again beside it."""
     first = new_agent(shop, "stolen")
     first.start()
@@ -353,7 +363,9 @@ def test_fence_refuses_what_disagrees(agent: AgentProcess) -> None:
     asyncio.run(play())
 
 
-def test_higher_fence_ends_lower_epochs_of_this_coordinator_only(agent: AgentProcess, shop: PrivateServer) -> None:
+def test_higher_fence_ends_lower_epochs_of_this_coordinator_only(
+    agent: AgentProcess, shop: PrivateServer
+) -> None:
     async def play() -> None:
         async with coordinating(agent) as old, coordinating(agent) as stranger:
             active, prepared, others = old.gtrid(), old.gtrid(), stranger.gtrid()

@@ -56,7 +56,9 @@ class System:
         """A row id that no other transaction of this run uses."""
         return next(_ids)
 
-    def run(self, row: int, names: tuple[str, ...] = NAMES, **arguments: object) -> coordinator_pb2.RunResponse:
+    def run(
+        self, row: int, names: tuple[str, ...] = NAMES, **arguments: object
+    ) -> coordinator_pb2.RunResponse:
         """One-shot: the same row everywhere."""
         branches = [
             coordinator_pb2.RunBranch(participant=name, statements=[statement(INSERT, row, 1)])

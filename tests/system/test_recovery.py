@@ -153,10 +153,11 @@ def test_a_lost_or_older_log_leads_to_hold(make_system: Callable[..., System], l
     for _ in range(4):  # restarts give the same epochs again, and go beyond
         cluster.start_coordinator(wait=False)
         cluster.wait_until_ready()
-        wait_for(
-            lambda: '"HOLD"' in cluster.coordctl("participants", "-o", "json").stdout, 10, cluster.tails
-        )
-        states = {p["state"] for p in json.loads(cluster.coordctl("participants", "-o", "json").stdout)["participants"]}
+        wait_for(lambda: '"HOLD"' in cluster.coordctl("participants", "-o", "json").stdout, 10, cluster.tails)
+        states = {
+            p["state"]
+            for p in json.loads(cluster.coordctl("participants", "-o", "json").stdout)["participants"]
+        }
         assert states == {"HOLD"}
         with pytest.raises(grpc.RpcError):
             system.run(system.new_id())
@@ -166,7 +167,11 @@ def test_a_lost_or_older_log_leads_to_hold(make_system: Callable[..., System], l
 
 
 def test_metrics_have_the_promised_names(system: System) -> None:
-    names = {line.split()[2] for line in system.cluster.http("/metrics")[1].splitlines() if line.startswith("# TYPE")}
+    names = {
+        line.split()[2]
+        for line in system.cluster.http("/metrics")[1].splitlines()
+        if line.startswith("# TYPE")
+    }
     promised = {
         "xacoord_transactions_total",
         "xacoord_transactions_active",
