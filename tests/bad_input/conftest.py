@@ -56,9 +56,7 @@ def alive(mariadb: System) -> Iterator[System]:
 @pytest.fixture
 def system(alive: System) -> Iterator[System]:
     """The same; after each test the daemons' logs must show no error of their own."""
-    sizes = alive.log_sizes()
-    yield alive
-    alive.check_logs(sizes)
+    yield from alive.watched()
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +70,4 @@ def each_alive(systems: Callable[[Engine], System], engine: Engine) -> Iterator[
 @pytest.fixture
 def each_system(each_alive: System) -> Iterator[System]:
     """The same; after each test the daemons' logs must show no error of their own."""
-    sizes = each_alive.log_sizes()
-    yield each_alive
-    each_alive.check_logs(sizes)
+    yield from each_alive.watched()

@@ -240,6 +240,21 @@ class System:
                 place = text.find(word)
                 assert place < 0, f"{path.name}: {text[max(0, place - 300) : place + 1500]}"
 
+    def watched(self) -> Iterator[System]:
+        """Around a test: no daemon ends, none logs an error of its own. One that ended is started again, so that
+        only the test at fault fails."""
+        sizes = self.log_sizes()
+        yield self
+        ended = [process for process in self.processes if not process.running]
+        codes = {process.name: process.wait() for process in ended}
+        for process in ended:
+            process.start()
+            self.pids[process.name] = process.pid
+        if ended:
+            self.cluster.wait_until_up()
+        assert not codes, f"ended (exit code, or minus signal): {codes}"
+        self.check_logs(sizes)
+
     def check_alive(self) -> None:
         """The same processes run, a good transaction works everywhere, and nothing is left open."""
         for process in self.processes:

@@ -261,6 +261,35 @@ def test_result_as_large_as_allowed(each_system: System) -> None:
     assert each_system.commit(gtrid) == "COMMITTED"
 
 
+def test_error_text_in_another_charset(each_system: System) -> None:
+    """A procedure changes the session's charset; the next error text is then not UTF-8. The agent must live on."""
+    server = each_system.cluster.sites["orders"].server
+    server.sql("CREATE PROCEDURE orders.to_gbk() SET NAMES gbk")
+    try:
+        for _ in range(2):
+            gtrid = each_system.begin()
+            each_system.execute("orders", gtrid, statement("CALL to_gbk()"))
+            bad = statement("SELECT 1 FROM ledger WHERE `\u4e2d\u6587\u5b57` = 1")
+            refused(lambda gtrid=gtrid, bad=bad: each_system.execute("orders", gtrid, bad), R.STATEMENT_FAILED)
+            assert each_system.rollback(gtrid) == "ROLLED_BACK"
+        check_charset_of_sessions(each_system)
+    finally:
+        server.sql("DROP PROCEDURE orders.to_gbk")
+
+
+def check_charset_of_sessions(system: System) -> None:
+    """Whatever branches did, the next branch's session reads and writes utf8mb4 with backslash escapes."""
+    for _ in range(3):
+        gtrid = system.begin()
+        wanted = "\u20ac' \\"
+        sql = "SELECT %s, @@character_set_client, @@character_set_results, @@autocommit, @@sql_mode"
+        response = system.execute("orders", gtrid, statement(sql, wanted))
+        text, *names, autocommit, sql_mode = [v.text or v.integer for v in response.results[0].rows[0].values]
+        assert (text, names, autocommit) == (wanted, ["utf8mb4"] * 2, 1)
+        assert "NO_BACKSLASH_ESCAPES" not in sql_mode
+        assert system.rollback(gtrid) == "ROLLED_BACK"
+
+
 ERROR_TEXTS = {
     "control characters": "SELECT * FROM `a\x1b[2J\x07\u202e`",
     "newlines": "SELECT `a\n\r\nb` FROM ledger",

@@ -1,4 +1,4 @@
-"""kill -9 of the coordinator at each decisive moment: after restart both servers agree, nothing is left prepared.
+"""kill -9 of the coordinator at each decisive moment: afterwards both servers agree, nothing stays prepared.
 
 The failpoint kills the real process with SIGKILL; the restart replays the log and reconciles.
 """

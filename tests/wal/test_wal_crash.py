@@ -193,7 +193,7 @@ def test_full_disk_is_no_failure_and_reserved_records_find_room() -> None:
         files.capacity = 0
         owner.log.tend()
         assert owner.log.status().room_ok == spare_first
-        reserved = []
+        reserved: list[tuple[int, int]] = []
         source = random.Random(3)
         while len(reserved) < 1000:
             size = source.randrange(1500)
