@@ -180,7 +180,9 @@ class Demo:
         cluster = self.cluster
         say("what a start would do (coordctl recover --offline --dry-run):")
         plan = cluster.coordctl("recover", "--offline", "--dry-run", "--config", str(cluster.config))
-        indent("\n".join(plan.stdout.splitlines()[:12]))
+        lines = plan.stdout.splitlines()
+        decided = [line for line in lines if "COMMIT_RECORD" in line]
+        indent("\n".join(line for line in lines if line not in decided[3:]))
         before = set(self.ours())
         cluster.start_coordinator()
         wait_for(lambda: not before & set(self.ours()), 20, cluster.tails)

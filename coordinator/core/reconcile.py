@@ -87,7 +87,7 @@ def plan(
     knowledge: Knowledge, participant: str, number: int, on_hold: bool, prepared: Iterable[Xid]
 ) -> list[PlanItem]:
     """What to do with each prepared branch of one participant's scan."""
-    return [_judge(knowledge, participant, number, on_hold, xid) for xid in prepared]
+    return [_judge(knowledge, participant, number, on_hold, xid) for xid in sorted(prepared)]
 
 
 def _judge(knowledge: Knowledge, participant: str, number: int, on_hold: bool, xid: Xid) -> PlanItem:

@@ -1,0 +1,304 @@
+"""The pure procedures against a scripted server: every (verb, result) drawn; no outcome without proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtp import BranchState, Reason, Vote, Xid
+from participant_agent.core import finish, work
+from participant_agent.core.effects import Lost, Ok, OnControl, Query, Result, ServerError, Sleep, TooLarge, Verb
+from participant_agent.core.engine import Engine
+from participant_agent.core.errors import MEANINGS, Failure
+from participant_agent.core.finish import Branch, Finished, SessionUse, State
+from participant_agent.core.registry import (
+    Answer,
+    Commit,
+    Ended,
+    EndedAs,
+    Execute,
+    Interrupt,
+    Perform,
+    Prepare,
+    Queued,
+    Refuse,
+    Registry,
+    Rollback,
+    Run,
+)
+from participant_agent.core.resolve import Evidence
+from participant_agent.core.sessions import Session, end_session
+from participant_agent.core.work import Statement, Voted, Work
+
+GTRID = "k1test00010000000001"
+XID = Xid.of(GTRID, 7)
+SESSION = Session(42, "xacoord.p.3")
+
+ERRNOS = sorted({errno for _, errno in MEANINGS} | {1040, 1197, 1264, 1290, 1305, 2014, 3024, 4095})
+RESULTS = st.one_of(
+    st.just(Ok((), 1)),
+    st.sampled_from(ERRNOS).map(lambda errno: ServerError(errno, "XAER_RMFAIL: ... ROLLBACK ONLY state")),
+    st.sampled_from(ERRNOS).map(lambda errno: ServerError(errno, "said the server")),
+    st.booleans().map(lambda timed_out: Lost("gone", timed_out)),
+)
+
+
+class Twin:
+    """A server of which a test knows the truth: whether the branch is listed, and whether its witness row is there."""
+
+    def __init__(
+        self, engine: Engine, answers: Callable[[Verb], Result], listed: bool, witness: bool, reachable: bool
+    ) -> None:
+        self.engine, self.answers = engine, answers
+        self.listed, self.witness, self.reachable = listed, witness, reachable
+        self.verbs: list[Verb] = []
+        self.killed = 0
+
+    def perform(self, procedure: Any) -> Any:
+        try:
+            effect = next(procedure)
+            while True:
+                effect = procedure.send(self._answer(effect))
+        except StopIteration as stop:
+            return stop.value
+
+    def _answer(self, effect: Any) -> Result:
+        if isinstance(effect, Sleep):
+            return Ok()
+        if isinstance(effect, OnControl):
+            return self._control(effect.query.sql) if self.reachable else Lost("no control connection")
+        assert isinstance(effect, Query)
+        self.verbs.append(effect.verb)
+        if effect.verb is Verb.OTHER:
+            return Ok((("Handler_write", "0"),), 1)
+        return self.answers(effect.verb)
+
+    def _control(self, sql: str) -> Result:
+        if sql.startswith("KILL"):
+            self.killed += 1
+            return Ok()
+        if "IS_USED_LOCK" in sql:
+            return Ok(((None if self.killed else SESSION.connection_id,),), 1)
+        if sql.startswith("XA RECOVER"):
+            data: Any = (XID.gtrid + XID.bqual) if self.engine is Engine.MARIADB else f"0x{(XID.gtrid + XID.bqual).hex()}"
+            return Ok(((1, 20, 4, data),) if self.listed else (), int(self.listed))
+        assert "witness" in sql, sql
+        return Ok(((int(self.witness),),), 1)
+
+
+def branch(engine: Engine, witness: bool = True, write_less: bool = False) -> Branch:
+    return Branch(engine, XID, Evidence("xacoord.witness" if witness else None), write_less)
+
+
+@st.composite
+def twins(draw: st.DrawFn) -> Twin:
+    results = {verb: draw(RESULTS) for verb in Verb}
+    return Twin(
+        draw(st.sampled_from(list(Engine))),
+        lambda verb: results[verb],
+        draw(st.booleans()),
+        draw(st.booleans()),
+        draw(st.sampled_from([True, True, True, False])),
+    )
+
+
+@settings(max_examples=600, deadline=None)
+@given(twins(), st.booleans(), st.booleans())
+def test_commit_never_invents_an_outcome(twin: Twin, table: bool, write_less: bool) -> None:
+    result = twin.perform(finish.commit(branch(twin.engine, table, write_less), SESSION))
+    answer = twin.answers(Verb.COMMIT)
+    proven = isinstance(answer, Ok)
+    if result.state is State.COMMITTED:
+        assert proven or (twin.reachable and not twin.listed and ((table and twin.witness) or write_less))
+    elif result.state is State.HEURISTIC_ROLLBACK:
+        assert twin.reachable
+        assert (twin.listed, table, twin.witness) == (False, True, False)
+    elif result.state is State.HEURISTIC_HAZARD:
+        assert twin.reachable
+        assert not twin.listed
+        assert not table
+    else:
+        assert result.state is State.RETRY
+        assert result.failure is not None
+    if isinstance(answer, Lost):
+        assert twin.killed or not twin.reachable
+        assert result.use is SessionUse.CLOSE
+
+
+@settings(max_examples=600, deadline=None)
+@given(twins(), st.booleans(), st.booleans())
+def test_rollback_never_invents_an_outcome(twin: Twin, table: bool, active: bool) -> None:
+    result = twin.perform(finish.rollback(branch(twin.engine, table), SESSION, active))
+    said_so = isinstance(twin.answers(Verb.ROLLBACK), Ok) and Verb.ROLLBACK in twin.verbs
+    if result.state is State.ROLLED_BACK:
+        assert said_so or (twin.reachable and not twin.listed and not (table and twin.witness))
+    elif result.state is State.HEURISTIC_COMMIT:
+        assert twin.reachable
+        assert table
+        assert twin.witness
+        assert not twin.listed
+    else:
+        assert result.state is State.RETRY
+    if result.use is SessionUse.FREE:
+        assert not isinstance(twin.answers(Verb.ROLLBACK), Lost)
+
+
+@settings(max_examples=600, deadline=None)
+@given(twins(), st.booleans(), st.booleans())
+def test_one_phase_never_invents_an_outcome(twin: Twin, table: bool, write_less: bool) -> None:
+    result = twin.perform(finish.commit_one_phase(branch(twin.engine, table, write_less), SESSION))
+    answer = twin.answers(Verb.COMMIT_ONE_PHASE)
+    if result.state is State.COMMITTED:
+        assert isinstance(answer, Ok) or (twin.reachable and table and twin.witness and not twin.listed)
+    elif result.state is State.ROLLED_BACK:
+        gone = isinstance(answer, ServerError) and answer.errno in (1205, 1317, 1613, 1614)
+        assert gone or (twin.reachable and not twin.listed and (write_less or (table and not twin.witness)))
+    elif result.state is State.HEURISTIC_HAZARD:
+        assert not table
+    else:
+        assert result.state is State.RETRY
+
+
+@settings(max_examples=600, deadline=None)
+@given(twins(), st.booleans(), st.booleans(), st.booleans())
+def test_a_vote_ok_means_prepared(twin: Twin, reads: bool, read_only: bool, table: bool) -> None:
+    statement = Statement("SELECT 1" if reads else "UPDATE a SET v = 1", plain_read=reads)
+    job = Work(branch(twin.engine, table), SESSION, read_only)
+    result = twin.perform(work.run(job, (statement,), (7, 8), one_phase=False))
+    assert isinstance(result, Voted)
+    ok = {verb: isinstance(twin.answers(verb), Ok) for verb in Verb}
+    began = ok[Verb.START] and ok[Verb.STATEMENT]
+    if result.vote is Vote.OK:
+        assert began
+        assert ok[Verb.END]
+        assert ok[Verb.PREPARE]
+        assert not read_only
+        assert ok[Verb.WITNESS] or not table
+        assert (Verb.WITNESS in twin.verbs) is table
+        assert result.use is (SessionUse.FREE if twin.engine is Engine.MYSQL else SessionUse.HOLDS)
+    elif result.vote is Vote.READ_ONLY:
+        assert began
+        assert read_only or reads
+        assert Verb.PREPARE not in twin.verbs
+        assert Verb.WITNESS not in twin.verbs
+    else:
+        assert result.failure is not None
+        unanswered = Verb.PREPARE in twin.verbs and not isinstance(twin.answers(Verb.PREPARE), ServerError)
+        assert result.in_doubt or not unanswered
+
+
+@settings(max_examples=300, deadline=None)
+@given(twins(), st.booleans())
+def test_one_phase_run_is_committed_only_by_the_server(twin: Twin, table: bool) -> None:
+    job = Work(branch(twin.engine, table), SESSION, read_only=False)
+    result = twin.perform(work.run(job, (Statement("UPDATE a SET v = 1"),), (7,), one_phase=True))
+    assert isinstance(result, Finished)
+    if result.state is State.COMMITTED:
+        committed = isinstance(twin.answers(Verb.COMMIT_ONE_PHASE), Ok)
+        assert Verb.COMMIT_ONE_PHASE in twin.verbs
+        assert committed or (table and twin.witness)
+    assert Verb.PREPARE not in twin.verbs
+
+
+def test_a_statement_that_fails_is_never_prepared() -> None:
+    for result in (ServerError(1062, "dup"), ServerError(1205, "wait"), TooLarge("much"), Lost("gone")):
+        twin = Twin(Engine.MYSQL, lambda verb, r=result: r if verb is Verb.STATEMENT else Ok(), False, False, True)
+        job = Work(branch(Engine.MYSQL), SESSION, read_only=False)
+        voted = twin.perform(work.run(job, (Statement("UPDATE a SET v = 1"),), (7,), one_phase=False))
+        assert voted.vote is Vote.ROLLBACK
+        assert Verb.PREPARE not in twin.verbs
+
+
+def test_end_session_kills_nobody_who_does_not_hold_the_lock() -> None:
+    procedure = end_session(SESSION)
+    next(procedure)
+    with pytest.raises(StopIteration) as stop:
+        procedure.send(Ok(((43,),), 1))  # the slot is another session's by now: ours is gone
+    assert stop.value.value is True
+
+
+# --- Registry -------------------------------------------------------------------------------------------------
+
+RUN = Run((Statement("UPDATE a SET v = 1"),), False, (7,), 5.0, False)
+ONE = Run((Statement("UPDATE a SET v = 1"),), False, (7,), 5.0, True)
+EXECUTE = Execute((Statement("UPDATE a SET v = 1"),))
+COMMANDS = [EXECUTE, RUN, ONE, Prepare((7,)), Commit(), Commit(one_phase=True), Rollback(), Rollback(own=True)]
+
+
+def arrive(registry: Registry, command: Any) -> Any:
+    return registry.arrive(GTRID, "test", 1, command)
+
+
+@given(
+    st.sampled_from([None, *BranchState]),
+    st.sampled_from([None, *COMMANDS]),
+    st.booleans(),
+    st.sampled_from([None, *EndedAs]),
+    st.sampled_from(COMMANDS),
+)
+def test_every_command_in_every_state(state: Any, running: Any, doomed: bool, ended: Any, command: Any) -> None:
+    registry = Registry()
+    if state is None or state is BranchState.NON_EXISTENT:
+        if ended is not None:
+            registry.remember(GTRID, Ended(ended))
+    else:
+        entry = arrive(registry, RUN).entry
+        entry.state, entry.running = state, running
+        entry.doom = Failure(Reason.DEADLOCK, "x") if doomed else None
+    before = registry.entries.get(GTRID)
+    action = arrive(registry, command)
+    if isinstance(command, Execute):
+        assert isinstance(action, Perform | Refuse)
+    else:
+        assert isinstance(action, Perform | Queued | Interrupt | Answer)
+    if isinstance(action, Perform):
+        assert action.entry.running is command
+        assert before is None or running is None
+    if before is not None and running is not None:
+        assert not isinstance(action, Perform)
+    voted = action.result if isinstance(action, Answer) else None
+    if isinstance(voted, Voted) and voted.vote is Vote.OK:
+        assert state is BranchState.PREPARED
+    if isinstance(voted, Finished) and voted.state is State.COMMITTED:
+        assert before is None
+        assert ended in (EndedAs.COMMITTED, EndedAs.READ_ONLY)
+    if isinstance(voted, Finished) and voted.state is State.ROLLED_BACK:
+        assert before is None
+        assert ended in (EndedAs.ROLLED_BACK, EndedAs.READ_ONLY)
+
+
+def test_commands_of_a_branch_keep_their_order() -> None:
+    registry = Registry()
+    entry = arrive(registry, RUN).entry
+    assert isinstance(arrive(registry, Commit()), Queued)
+    assert isinstance(arrive(registry, Rollback()), Interrupt)
+    entry.state = BranchState.PREPARED
+    (first,) = registry.done(entry)
+    assert isinstance(first, Perform)
+    assert first.command == Commit()
+    entry.state = BranchState.NON_EXISTENT
+    registry.remember(GTRID, Ended(EndedAs.COMMITTED))
+    (second,) = registry.done(entry)
+    assert isinstance(second, Perform)
+    assert second.command == Rollback()
+
+
+def test_memory_is_bounded_and_forgets_what_ended_for_good() -> None:
+    registry = Registry()
+    for n in range(10):
+        registry.remember(f"k1test0001{n:010d}", Ended(EndedAs.COMMITTED))
+    registry.remember("k1othr00010000000001", Ended(EndedAs.COMMITTED))
+    registry.forget_below("test", "k1test00010000000005")
+    assert len(registry.ended) == 6
+
+
+def test_an_illegal_transition_is_an_error_of_ours() -> None:
+    entry = arrive(Registry(), RUN).entry
+    from dtp import BranchEvent
+
+    with pytest.raises(AssertionError):
+        entry.move(BranchEvent.COMMITTED)
