@@ -136,7 +136,7 @@ class Branches:
             self.finish_command(entry)
 
     def _after_bug(self, entry: Entry, command: Command) -> Voted | Finished:
-        """An error of ours: nothing is known, so the session goes, and what was not prepared is rolled back."""
+        """An error of ours: nothing is known, so the session goes; what was not prepared is rolled back."""
         why = Failure(Reason.INTERNAL, "internal error of the agent; see its log")
         self._settle_session(entry, SessionUse.CLOSE)
         if entry.state in (BranchState.ACTIVE, BranchState.IDLE):

@@ -58,7 +58,7 @@ class Guarded:
     Attributes:
         placeholders: how many `%s` it has.
         plain_read: its first word says that it only reads.
-        quoted_placeholder: it has a `%s` inside a literal or a comment, which a statement with parameters must not.
+        quoted_placeholder: a `%s` is inside a literal or a comment, which parameters forbid.
     """
 
     placeholders: int
@@ -110,8 +110,8 @@ def _check(bare: str) -> bool:
         raise refused("only user variables (SET @name = ...) can be set inside a branch")
     if word not in _ALLOWED:
         raise refused(
-            f"{word or 'this'} is not a statement that can run inside a branch: it would commit, or it is "
-            "the coordinator's to say; end transactions through the coordinator, change schemas outside of them"
+            f"{word or 'this'} is not a statement that can run inside a branch: end transactions through the "
+            "coordinator, and change schemas and settings outside of them"
         )
     return _ALLOWED[word]
 
@@ -155,10 +155,7 @@ def _strip(sql: str, backslash_escapes: bool) -> tuple[str, int, bool]:
             end = _end_of_comment(sql, found.start(), token)
             parts.append(" ")
         inside = sql[found.start() : end]
-        if "%s" in inside.replace("%%", ""):
-            raise refused(
-                "%s inside quotes or a comment; write it without quotes, and %%s for the two characters"
-            )
+        quoted = quoted or "%s" in inside.replace("%%", "")
         place = end
     parts.append(sql[place:])
     return "".join(parts), placeholders, quoted

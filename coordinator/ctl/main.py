@@ -126,8 +126,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo(err=True)
         return ExitCode.INTERRUPTED
-    except SystemExit as error:  # `coordctl wal` ends so, after a line of its own
-        return error.code if isinstance(error.code, int) else int(ExitCode.OK)
     except click.UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later: its message is the help
             click.echo(error.format_message(), err=True)

@@ -2,21 +2,21 @@
 
 `dump` and `verify` need no lock and change nothing, so they may be used while a coordinator runs.
 `repair` needs the lock. Exit status: 0 sound, 1 refused or not confirmed, 65 no log there, 75 in
-use, 78 corrupt or of a newer format (sysexits.h).
+use, 78 corrupt or of a newer format (sysexits.h). Errors are the wal package's; coordinator.ctl.errors
+makes one line and an exit code of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from wal import Entry, LogError, Report, verify
+from wal import Entry, Report, verify
 from wal import repair as repair_log
 from wal.verify import read_what_is_there
 
@@ -25,15 +25,9 @@ DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(path_type
 OUTPUT = click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
-BAD_INPUT = 65
 
 
-def describe_raw(entry: Entry) -> dict[str, Any]:
-    """Names a record by what the log itself knows of it."""
-    return {"kind": entry.kind, "payload": entry.payload.hex()}
-
-
-def make_group(describe: Describe = describe_raw) -> click.Group:
+def make_group(describe: Describe) -> click.Group:
     """The group of commands.
 
     Arguments:
@@ -56,8 +50,7 @@ def _dump_command(describe: Describe) -> click.Command:
     @click.option("--limit", type=click.IntRange(min=1), help="Show at most so many records.")
     def dump(directory: Path, output: str, from_lsn: int, limit: int | None) -> None:
         """Show the records of the log in DIR: the newest checkpoint and what follows it."""
-        with _one_line_errors():
-            entries, report = read_what_is_there(directory)
+        entries, report = read_what_is_there(directory)
         rows = [_row(entry, describe) for entry in entries if entry.lsn >= from_lsn][:limit]
         if output == "json":
             for row in rows:
@@ -82,8 +75,7 @@ def _row(entry: Entry, describe: Describe) -> dict[str, Any]:
 @OUTPUT
 def verify_command(directory: Path, output: str) -> None:
     """Check everything in the log in DIR, and say what was found."""
-    with _one_line_errors():
-        report = verify(directory)
+    report = verify(directory)
     _show(report, output)
     _end(report)
 
@@ -95,8 +87,7 @@ def verify_command(directory: Path, output: str) -> None:
 @click.option("--accept-loss", is_flag=True, help="Confirm that acknowledged records may be lost.")
 def repair_command(directory: Path, output: str, lsn: int, accept_loss: bool) -> None:
     """Keep the records below an lsn and give up the rest; damaged files are kept as *.damaged."""
-    with _one_line_errors():
-        report = repair_log(directory, lsn, accept_loss)
+    report = repair_log(directory, lsn, accept_loss)
     _show(report, output)
     _end(report)
 
@@ -130,23 +121,6 @@ def _show(report: Report, output: str) -> None:
 
 
 def _end(report: Report) -> None:
+    """What was there has been shown; a problem is the command's error (coordinator.ctl.errors)."""
     if report.problem is not None:
-        click.echo(f"error: {report.problem}", err=True)
-        raise SystemExit(report.problem.exit_status)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except LogError as error:
-        click.echo(f"error: {error}", err=True)
-        raise SystemExit(error.exit_status) from None
-    except OSError as error:
-        click.echo(
-            f"error: {error.filename or 'log'}: {error.strerror}; check the path and permissions", err=True
-        )
-        raise SystemExit(BAD_INPUT) from None
-
-
-wal = make_group()
+        raise report.problem

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from dtp import BranchState, Reason, Vote, Xid
 from participant_agent.core import finish, work
-from participant_agent.core.effects import Lost, Ok, OnControl, Query, Result, ServerError, Sleep, TooLarge, Verb
+from participant_agent.core.effects import (
+    Lost,
+    Ok,
+    OnControl,
+    Query,
+    Result,
+    ServerError,
+    Sleep,
+    TooLarge,
+    Verb,
+)
 from participant_agent.core.engine import Engine
 from participant_agent.core.errors import MEANINGS, Failure
 from participant_agent.core.finish import Branch, Finished, SessionUse, State
@@ -84,7 +94,11 @@ class Twin:
         if "IS_USED_LOCK" in sql:
             return Ok(((None if self.killed else SESSION.connection_id,),), 1)
         if sql.startswith("XA RECOVER"):
-            data: Any = (XID.gtrid + XID.bqual) if self.engine is Engine.MARIADB else f"0x{(XID.gtrid + XID.bqual).hex()}"
+            data: Any = (
+                (XID.gtrid + XID.bqual)
+                if self.engine is Engine.MARIADB
+                else f"0x{(XID.gtrid + XID.bqual).hex()}"
+            )
             return Ok(((1, 20, 4, data),) if self.listed else (), int(self.listed))
         assert "witness" in sql, sql
         return Ok(((int(self.witness),),), 1)
@@ -206,7 +220,9 @@ def test_one_phase_run_is_committed_only_by_the_server(twin: Twin, table: bool) 
 
 def test_a_statement_that_fails_is_never_prepared() -> None:
     for result in (ServerError(1062, "dup"), ServerError(1205, "wait"), TooLarge("much"), Lost("gone")):
-        twin = Twin(Engine.MYSQL, lambda verb, r=result: r if verb is Verb.STATEMENT else Ok(), False, False, True)
+        twin = Twin(
+            Engine.MYSQL, lambda verb, r=result: r if verb is Verb.STATEMENT else Ok(), False, False, True
+        )
         job = Work(branch(Engine.MYSQL), SESSION, read_only=False)
         voted = twin.perform(work.run(job, (Statement("UPDATE a SET v = 1"),), (7,), one_phase=False))
         assert voted.vote is Vote.ROLLBACK
@@ -226,7 +242,16 @@ def test_end_session_kills_nobody_who_does_not_hold_the_lock() -> None:
 RUN = Run((Statement("UPDATE a SET v = 1"),), False, (7,), 5.0, False)
 ONE = Run((Statement("UPDATE a SET v = 1"),), False, (7,), 5.0, True)
 EXECUTE = Execute((Statement("UPDATE a SET v = 1"),))
-COMMANDS = [EXECUTE, RUN, ONE, Prepare((7,)), Commit(), Commit(one_phase=True), Rollback(), Rollback(own=True)]
+COMMANDS = [
+    EXECUTE,
+    RUN,
+    ONE,
+    Prepare((7,)),
+    Commit(),
+    Commit(one_phase=True),
+    Rollback(),
+    Rollback(own=True),
+]
 
 
 def arrive(registry: Registry, command: Any) -> Any:
@@ -240,7 +265,9 @@ def arrive(registry: Registry, command: Any) -> Any:
     st.sampled_from([None, *EndedAs]),
     st.sampled_from(COMMANDS),
 )
-def test_every_command_in_every_state(state: Any, running: Any, doomed: bool, ended: Any, command: Any) -> None:
+def test_every_command_in_every_state(
+    state: Any, running: Any, doomed: bool, ended: Any, command: Any
+) -> None:
     registry = Registry()
     if state is None or state is BranchState.NON_EXISTENT:
         if ended is not None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
-from coordinator.ctl.wal import make_group, wal
+from coordinator.ctl.errors import from_exception
+from coordinator.ctl.wal import make_group
 from tests.wal.owner import Owner
-from wal import Options, SystemFiles
+from wal import Entry, Options, SystemFiles
 
 
 @pytest.fixture
@@ -25,8 +28,28 @@ def log(tmp_path: Path) -> Path:
     return directory
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(wal, [str(argument) for argument in arguments])
+def describe_raw(entry: Entry) -> dict[str, Any]:
+    return {"kind": entry.kind, "payload": entry.payload.hex()}
+
+
+@dataclass
+class Ended:
+    """What a command printed and how it ended, with coordctl's own mapping of errors."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: object) -> Ended:
+    group = make_group(describe_raw)
+    result = CliRunner().invoke(group, [str(argument) for argument in arguments])
+    if result.exception is None:
+        return Ended(0, result.stdout, result.stderr)
+    assert isinstance(result.exception, Exception), result.exception
+    error = from_exception(result.exception)
+    assert error is not None, result.exception
+    return Ended(error.code, result.stdout, f"coordctl: {error.reason}: {error.message}\n")
 
 
 def damage(directory: Path) -> None:
