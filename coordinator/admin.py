@@ -22,6 +22,7 @@ from coordinator.validation import gtrid as valid_gtrid
 from coordinator.validation import one_line
 from coordinator.version import VERSION
 from dtp import Decision, Reason, XacoordError
+from shell.text import clean
 
 _APPLY_SECONDS = 5.0
 _MAX_REASON = 500
@@ -140,14 +141,15 @@ async def _scan(runtime: Runtime, link: AgentLink, apply: bool) -> tuple[str, li
     is_up = driver.core.is_up(name)
     try:
         found = await link.inspect(driver.core.epoch if is_up else 0)
+        prepared = xids(found)
     except LinkDown as error:
         return name, [], str(error)
     except grpc.aio.AioRpcError as error:
-        return name, [], f"{error.code().name}: {error.details()}"
+        return name, [], clean(f"{error.code().name}: {error.details()}")
     state = driver.core.participants[name].state
     if state not in (ParticipantState.UP, ParticipantState.HOLD):
         return name, [], f"the participant is {state.value}; what is prepared there is not yet sure"
-    plan = driver.core.plan(name, xids(found))
+    plan = driver.core.plan(name, prepared)
     if apply and is_up:
         driver.submit(scanned(name, number, started_at, found))
         driver.submit(inputs.RecoveryRequested(name))

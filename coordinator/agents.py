@@ -23,13 +23,17 @@ from grpc_status import rpc_status
 
 from coordinator.core import effects, inputs
 from dtp import Outcome, Reason, Vote, Xid
+from dtp.errors import INDEFINITE
+from dtp.xid import GTRID_LENGTH
 from participant_agent.v1 import participant_agent_pb2 as pb
 from participant_agent.v1 import participant_agent_pb2_grpc as rpc
+from shell.text import clean
 
 _CONNECT_SECONDS = 2.0
 _FENCE_SECONDS = 30.0
 _SCAN_SECONDS = 10.0
 _LOOKUP_SECONDS = 2.0
+_MAX_NAME = 128
 _PAUSE_SECONDS = (0.1, 0.2, 0.5, 1.0)
 _HOLD_REASONS = (Reason.STALE_EPOCH, Reason.LOG_IDENTITY_CHANGED, Reason.PARTICIPANT_MISMATCH)
 _CHANNEL_OPTIONS = (
@@ -133,9 +137,11 @@ class AgentLink:
             try:
                 await work
             except grpc.aio.AioRpcError as error:
-                self._break(link, f"{error.code().name}: {error.details()}")
+                self._break(link, clean(f"{error.code().name}: {error.details()}"))
             except asyncio.CancelledError:
                 raise
+            except LinkDown as error:
+                self._break(link, str(error))
             except Exception as error:
                 self._log.exception("agent link failed")
                 self._break(link, f"{type(error).__name__}: {error}")
@@ -166,7 +172,7 @@ class AgentLink:
             reason = reason_of(error)
             if reason not in _HOLD_REASONS:
                 raise
-            message = error.details() or ""
+            message = clean(error.details() or "")
             self._submit(inputs.AgentHeld(self.participant, effect.link, reason, message))
             return
         server = response.server
@@ -174,9 +180,9 @@ class AgentLink:
             inputs.AgentFenced(
                 self.participant,
                 effect.link,
-                f"{server.engine} {server.version}",
+                clean(f"{server.engine} {server.version}", _MAX_NAME),
                 server.witness,
-                server.address or self.address,
+                clean(server.address, _MAX_NAME) or self.address,
             )
         )
 
@@ -203,6 +209,8 @@ class AgentLink:
             raise LinkDown(f"no agent answers at {self.address}")
         request = pb.LookupRequest(coordinator_id=self._identity.coordinator_id, gtrids=[gtrid])
         response = await self._stub.Lookup(request, timeout=_LOOKUP_SECONDS)
+        if [evidence.gtrid for evidence in response.evidence] != [gtrid]:
+            raise LinkDown(f"the agent of {self.participant} answered for another transaction")
         return int(response.evidence[0].state)
 
     @property
@@ -245,6 +253,9 @@ class AgentLink:
     def _report(self, link: int, report: pb.Report) -> None:
         kind = report.WhichOneof("event")
         name, gtrid = self.participant, report.gtrid
+        if len(gtrid) != GTRID_LENGTH:
+            self._log.warning("report without a transaction of ours; ignored", size=len(gtrid))
+            return
         if kind == "voted":
             voted = report.voted
             vote = _VOTES.get(voted.vote)
@@ -277,8 +288,11 @@ def scanned(participant: str, link: int, started_at: float, response: pb.ScanRes
 
 
 def xids(response: pb.ScanResponse) -> tuple[Xid, ...]:
-    """The prepared XIDs of a scan."""
-    return tuple(Xid(x.format_id, x.gtrid, x.bqual) for x in response.prepared)
+    """The prepared XIDs of a scan. Raises LinkDown where they are no XIDs."""
+    try:
+        return tuple(Xid(x.format_id, x.gtrid, x.bqual) for x in response.prepared)
+    except ValueError as error:
+        raise LinkDown(f"the agent's scan cannot be read: {error}") from error
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> Reason | None:
@@ -299,8 +313,10 @@ def _failure(failure: pb.Failure) -> inputs.Failure:
         reason = Reason(failure.reason)
     except ValueError:
         reason = Reason.PREPARE_FAILED
+    if reason in INDEFINITE:  # the coordinator's own words: an agent's refusal is definite
+        reason = Reason.PREPARE_FAILED
     statement = failure.statement if failure.HasField("statement") else None
-    return inputs.Failure(reason, failure.message[:1024], failure.errno, statement)
+    return inputs.Failure(reason, clean(failure.message), failure.errno, statement)
 
 
 def _command(effect: effects.Send) -> pb.Command:

@@ -60,6 +60,9 @@ class Daemon:
                 ("grpc.max_send_message_length", 16 << 20),
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_metadata_size", 16 << 10),
+                # Above these, gRPC itself drops calls without an ErrorInfo: unknown outcomes for clients.
+                ("grpc.server.max_pending_requests", 20_000),
+                ("grpc.server.max_pending_requests_hard_limit", 40_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ],
         )

@@ -12,9 +12,18 @@ from collections.abc import Awaitable, Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 _ANSWER_SECONDS = 5.0
+_CONNECTION_SECONDS = 5.0  # a silent client must not hold its thread for ever
 
 Answer = tuple[int, str, bytes]
 Responder = Callable[[str], Awaitable[Answer]]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away in the middle is nobody's error."""
 
 
 class HttpServer:
@@ -24,6 +33,8 @@ class HttpServer:
         loop = asyncio.get_running_loop()
 
         class Handler(BaseHTTPRequestHandler):
+            timeout = _CONNECTION_SECONDS
+
             def do_GET(self) -> None:
                 try:
                     future = asyncio.run_coroutine_threadsafe(_call(respond, self.path), loop)
@@ -39,8 +50,7 @@ class HttpServer:
             def log_message(self, format: str, *args: object) -> None:
                 """Requests are not logged."""
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server((host, port), Handler)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._thread.start()

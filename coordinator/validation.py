@@ -58,10 +58,9 @@ def seconds(message: Duration, field: str) -> float:
 
 def one_line(text: str, field: str, least: int, most: int) -> str:
     """`text` without surrounding blanks: `least` to `most` characters, none of them a control character."""
-    text = text.strip()
-    if not least <= len(text) <= most or not text.isprintable():
+    if len(text) > most or len(text.strip()) < least or not text.isprintable():
         raise _invalid(f"{field}: give {least} to {most} printable characters")
-    return text
+    return text.strip()
 
 
 def wait_for(value: int) -> WaitFor:

@@ -119,7 +119,7 @@ def _read_statement(statement: pb.Statement, backslash_escapes: bool) -> Stateme
         raise _invalid(f"{count} parameters for {guarded.placeholders} placeholders (%s)")
     if count and guarded.quoted_placeholder:
         raise _invalid(
-            "a %s inside quotes or a comment; write it without quotes, and %%s for the two characters"
+            "a %s inside quotes or a comment; leave out the quotes, or write %%s for the characters"
         )
     for value in statement.parameters:
         check_value(value)

@@ -1,6 +1,7 @@
 """Errors on the wire: XacoordError becomes google.rpc.Status with one google.rpc.ErrorInfo.
 
-The mapping happens here and nowhere else on the server's side.
+The mapping happens here and nowhere else on the server's side. A request that is no protobuf message
+becomes INVALID_REQUEST, too: gRPC alone would answer UNKNOWN, which says that the outcome is not known.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import grpc
 import grpc.aio
 import structlog
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from dtp import Reason, XacoordError
+from shell.text import clean
 
 DOMAIN = "xacoord"
 
@@ -26,13 +29,13 @@ def to_status(error: XacoordError) -> status_pb2.Status:
     info.metadata["retryable"] = "true" if error.retryable else "false"
     info.metadata["definite"] = "true" if error.definite else "false"
     if error.gtrid:
-        info.metadata["gtrid"] = error.gtrid
+        info.metadata["gtrid"] = clean(error.gtrid, 64)
     for key, value in error.metadata.items():
-        info.metadata[key] = value
+        info.metadata[key] = clean(value, 256)
     detail = any_pb2.Any()
     detail.Pack(info)
     code = grpc.StatusCode[error.status]
-    return status_pb2.Status(code=code.value[0], message=error.message, details=[detail])
+    return status_pb2.Status(code=code.value[0], message=clean(error.message), details=[detail])
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: XacoordError) -> NoReturn:
@@ -59,27 +62,55 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         method = str(handler_call_details.method)
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
-                _unary(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
+                _unary(handler.unary_unary, method),
+                _tolerant(handler.request_deserializer),
+                handler.response_serializer,
             )
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
                 _stream(handler.unary_stream, method),
-                handler.request_deserializer,
+                _tolerant(handler.request_deserializer),
                 handler.response_serializer,
             )
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
                 _stream(handler.stream_stream, method),
-                handler.request_deserializer,
+                _tolerant(handler.request_deserializer),
                 handler.response_serializer,
             )
         return handler
 
 
+class _Broken:
+    """Stands for a request that is no message of its type."""
+
+
+def _tolerant(deserialize: Any) -> Any:
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Broken()
+
+    return parse
+
+
+def _checked(request: Any) -> Any:
+    """The request, or an iterator over a stream's requests, without broken ones."""
+    if isinstance(request, _Broken):
+        raise XacoordError(Reason.INVALID_REQUEST, "the request is not a message of the expected type")
+    return _each_checked(request) if hasattr(request, "__aiter__") else request
+
+
+async def _each_checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _checked(request)
+
+
 def _unary(inner: Any, method: str) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
-            return await inner(request, context)
+            return await inner(_checked(request), context)
         except XacoordError as error:
             await abort(context, error)
         except grpc.aio.AbortError:
@@ -93,7 +124,7 @@ def _unary(inner: Any, method: str) -> Any:
 def _stream(inner: Any, method: str) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
-            async for response in inner(request, context):
+            async for response in inner(_checked(request), context):
                 yield response
         except XacoordError as error:
             await abort(context, error)

@@ -19,7 +19,7 @@ step "ruff check" && ruff check --quiet
 step "ruff format" && ruff format --check --quiet
 
 ours=()
-for path in dtp wal coordinator participant_agent xacoord deploy/private_servers.py; do
+for path in dtp shell wal coordinator participant_agent xacoord deploy; do
     if [[ -e $path ]]; then ours+=("$path"); fi
 done
 step "mypy --strict ${ours[*]}"

@@ -1,4 +1,4 @@
-"""Servers and agents as the core sees them from outside: a small model, without time and without errors of its own.
+"""Servers and agents as the core sees them from outside: a small model without time.
 
 A branch is active, prepared, committed, rolled_back or read_only. What an agent answers follows from that
 alone, as the witness row lets a real agent do. Fault model: a broken link loses what is under way in both

@@ -26,6 +26,11 @@ keys = st.sampled_from(("", "", "k", "l"))
 timeouts = st.sampled_from((None, 0.5, 60.0))
 # Mostly yes: transactions that always fail find little.
 votes = st.sampled_from((Vote.OK,) * 6 + (Vote.READ_ONLY, Vote.ROLLBACK))
+deliveries = st.lists(
+    st.tuples(st.sampled_from(("execute", "report", "report", "flush", "fence", "scan")), names, votes),
+    min_size=5,
+    max_size=25,
+)
 outcomes = st.sampled_from((None, *Outcome))
 
 
@@ -89,6 +94,17 @@ class Ring(RuleBasedStateMachine):
         gtrid = self.gtrid(back)
         self.feed(inputs.CommitRequested(self.world.new_ticket(gtrid), gtrid, wait))
 
+    @rule(workers=st.sets(names, min_size=1), key=keys, wait=waits, timeout=timeouts)
+    def transact(self, workers: set[str], key: str, wait: WaitFor, timeout: float | None) -> None:
+        """The usual: begin, work at some participants, commit."""
+        count = len(self.gtrids)
+        self.begin(timeout, key, True)
+        if len(self.gtrids) > count:
+            for name in sorted(workers):
+                self.enlist(0, name)
+                self.execute(name, Vote.OK, 1)
+            self.commit(0, wait)
+
     @rule(back=recent)
     def roll_back(self, back: int) -> None:
         gtrid = self.gtrid(back)
@@ -136,6 +152,42 @@ class Ring(RuleBasedStateMachine):
         server = self.world.servers[name]
         if server.commands:
             server.execute(vote, busy == 0)
+
+    @rule(steps=deliveries)
+    def deliver(self, steps: list[tuple[str, str, Vote]]) -> None:
+        """Some of what is under way arrives."""
+        for what, name, vote in steps:
+            if what == "execute":
+                self.execute(name, vote, 1)
+            elif what == "report":
+                self.report(name, False)
+            elif what == "flush":
+                self.world.flush(1)
+            elif what == "fence" and self.world.fences:
+                self.world.answer_fence(0)
+            elif what == "scan" and self.world.scans:
+                self.world.answer_scan(0)
+
+    @rule(steps=deliveries)
+    def deliver_more(self, steps: list[tuple[str, str, Vote]]) -> None:
+        """The same again: a rule for each thing that goes wrong would leave little that goes well."""
+        self.deliver(steps)
+
+    @rule(vote=votes, name=names, flush=st.booleans())
+    def deliver_all(self, vote: Vote, name: str, flush: bool) -> None:
+        """Everything arrives, and one participant votes as it likes; perhaps nothing becomes durable."""
+        for _ in range(3):
+            for server in self.world.servers.values():
+                while server.commands:
+                    server.execute(vote if server.name == name else Vote.OK, False)
+                while server.reports:
+                    self.feed(server.reports.popleft())
+            if flush:
+                self.world.flush(9)
+        while self.world.fences:
+            self.world.answer_fence(0)
+        while self.world.scans:
+            self.world.answer_scan(0)
 
     @rule(name=names)
     def execute_late(self, name: str) -> None:
@@ -201,7 +253,7 @@ class Ring(RuleBasedStateMachine):
     @precondition(lambda self: self.world.scans)
     @rule(index=st.integers(0, 9), epoch=st.integers(1, 99), bytes_=st.binary(max_size=24))
     def answer_scan(self, index: int, epoch: int, bytes_: bytes) -> None:
-        """The scan also lists what is not ours to touch: others' branches, and ids never given by this log."""
+        """The scan also lists what is not ours to touch: others' branches, and ids never given by the log."""
         others = (
             Xid(1, bytes_, b"0001"),
             Xid.of(str(Gtrid("othr", epoch, 1 << 16)), 1),
@@ -227,9 +279,9 @@ class Ring(RuleBasedStateMachine):
     def crash(self, surviving: int) -> None:
         self.world.crash(surviving)
 
-    @rule()
-    def drain(self) -> None:
-        if self.bits % 5 == 0:
+    @rule(really=st.integers(0, 9))
+    def drain(self, really: int) -> None:
+        if really == 7:
             self.feed(inputs.DrainStarted())
 
     @rule(seconds=st.sampled_from((0.0, 0.3, 1.0, 6.0, 30.0)))

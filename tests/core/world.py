@@ -139,7 +139,8 @@ class World:
     def _sent(self, effect: effects.Send) -> None:
         server, command = self.servers[effect.participant], effect.command
         state = self.core.participants[server.name].state.value
-        assert server.connected and (state == "UP" or isinstance(command, effects.Enlisted)), effect
+        assert server.connected, effect
+        assert state == "UP" or isinstance(command, effects.Enlisted), effect
         if not isinstance(command, effects.Enlisted):
             assert effect.gtrid.startswith(f"k1{ID}"), effect
             kinds = self.commands[effect.gtrid]

@@ -95,7 +95,8 @@ class AgentProcess:
         self.directory = directory
         user, password = ("root", "")
         self.config.write_text(
-            f'[agent]\ntake_over_seconds = {take_over_seconds}\nparticipant = "{participant}"\nlisten = "{self.address}"\n'
+            f'[agent]\nparticipant = "{participant}"\nlisten = "{self.address}"\n'
+            f"take_over_seconds = {take_over_seconds}\n"
             f'[mysql]\nunix_socket = "{server.socket}"\nuser = "{user}"\npassword = "{password}"\n'
             f'database = "shop"\n' + extra
         )
@@ -152,6 +153,11 @@ class AgentProcess:
         """SIGTERM it and return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(20)
+
+    def print_log(self) -> None:
+        """Show what it logged."""
+        if self.log.exists():
+            print(self.log.read_text())
 
     def stop(self) -> None:
         """End it in whatever state."""

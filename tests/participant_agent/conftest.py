@@ -50,7 +50,7 @@ def agent(
     process.start()
     yield process
     process.stop()
-    print(process.log.read_text())
+    process.print_log()
 
 
 @pytest.fixture
@@ -67,4 +67,4 @@ def new_agent(agent_directory: Path) -> Iterator[Callable[..., AgentProcess]]:
     yield make
     for process in made:
         process.stop()
-        print(process.log.read_text())  # shown where the test failed
+        process.print_log()  # shown where the test failed

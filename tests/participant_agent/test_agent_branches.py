@@ -255,7 +255,7 @@ def test_lock_wait_and_busy_and_rollback_that_kills(agent: AgentProcess, shop: P
         async with coordinating(agent) as c:
             holder = c.gtrid()
             await c.execute(holder, bump(1))
-            # 1205 after the lock wait of one second set for this module's agent... bounded by the deadline below.
+            # The deadline comes before the lock wait's own time-out, here, and after it below.
             late = await c.run(c.gtrid(), bump(1), seconds=0.3)
             assert (late.vote, late.failure.reason) == (pb.VOTE_ROLLBACK, "DEADLINE_PASSED")
             voted = await c.run(c.gtrid(), bump(1))
@@ -340,7 +340,7 @@ def test_duplicate_xid(agent: AgentProcess, shop: PrivateServer) -> None:
     asyncio.run(play())
 
 
-def test_prepare_under_a_global_read_lock_votes_rollback(agent: AgentProcess, shop: PrivateServer) -> None:
+def test_witness_under_a_global_read_lock_votes_rollback(agent: AgentProcess, shop: PrivateServer) -> None:
     async def play() -> None:
         async with coordinating(agent) as c:
             gtrid, killed = c.gtrid(), c.gtrid()
@@ -350,7 +350,7 @@ def test_prepare_under_a_global_read_lock_votes_rollback(agent: AgentProcess, sh
                 voting = asyncio.ensure_future(c.prepare(gtrid))
                 other = asyncio.ensure_future(c.prepare(killed))
                 await asyncio.sleep(0.3)
-                # A rollback does not wait behind the lock; the session is killed and no zombie prepares later.
+                # A rollback does not wait behind the lock; the session is killed, no zombie prepares later.
                 assert (await c.rollback(killed)).state == ROLLED_BACK
                 assert (await other).vote == pb.VOTE_ROLLBACK
                 voted = await voting

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtp import BranchState, Reason, Vote, Xid
+from dtp import BranchEvent, BranchState, Reason, Vote, Xid
 from participant_agent.core import finish, work
 from participant_agent.core.effects import (
     Lost,
@@ -58,7 +58,7 @@ RESULTS = st.one_of(
 
 
 class Twin:
-    """A server of which a test knows the truth: whether the branch is listed, and whether its witness row is there."""
+    """A server of which a test knows the truth: is the branch listed, is its witness row there?"""
 
     def __init__(
         self, engine: Engine, answers: Callable[[Verb], Result], listed: bool, witness: bool, reachable: bool
@@ -94,11 +94,8 @@ class Twin:
         if "IS_USED_LOCK" in sql:
             return Ok(((None if self.killed else SESSION.connection_id,),), 1)
         if sql.startswith("XA RECOVER"):
-            data: Any = (
-                (XID.gtrid + XID.bqual)
-                if self.engine is Engine.MARIADB
-                else f"0x{(XID.gtrid + XID.bqual).hex()}"
-            )
+            raw = XID.gtrid + XID.bqual
+            data = raw if self.engine is Engine.MARIADB else f"0x{raw.hex()}"
             return Ok(((1, 20, 4, data),) if self.listed else (), int(self.listed))
         assert "witness" in sql, sql
         return Ok(((int(self.witness),),), 1)
@@ -220,9 +217,8 @@ def test_one_phase_run_is_committed_only_by_the_server(twin: Twin, table: bool) 
 
 def test_a_statement_that_fails_is_never_prepared() -> None:
     for result in (ServerError(1062, "dup"), ServerError(1205, "wait"), TooLarge("much"), Lost("gone")):
-        twin = Twin(
-            Engine.MYSQL, lambda verb, r=result: r if verb is Verb.STATEMENT else Ok(), False, False, True
-        )
+        answers = {Verb.STATEMENT: result}
+        twin = Twin(Engine.MYSQL, lambda verb, a=answers: a.get(verb, Ok()), False, False, True)
         job = Work(branch(Engine.MYSQL), SESSION, read_only=False)
         voted = twin.perform(work.run(job, (Statement("UPDATE a SET v = 1"),), (7,), one_phase=False))
         assert voted.vote is Vote.ROLLBACK
@@ -237,7 +233,7 @@ def test_end_session_kills_nobody_who_does_not_hold_the_lock() -> None:
     assert stop.value.value is True
 
 
-# --- Registry -------------------------------------------------------------------------------------------------
+# --- Registry ---
 
 RUN = Run((Statement("UPDATE a SET v = 1"),), False, (7,), 5.0, False)
 ONE = Run((Statement("UPDATE a SET v = 1"),), False, (7,), 5.0, True)
@@ -325,7 +321,5 @@ def test_memory_is_bounded_and_forgets_what_ended_for_good() -> None:
 
 def test_an_illegal_transition_is_an_error_of_ours() -> None:
     entry = arrive(Registry(), RUN).entry
-    from dtp import BranchEvent
-
     with pytest.raises(AssertionError):
         entry.move(BranchEvent.COMMITTED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -54,52 +55,77 @@ async def eventually(check: Callable[[], bool], seconds: float = 10) -> None:
         await asyncio.sleep(0.02)
 
 
-def test_agent_killed_with_a_prepare_in_flight_leaves_no_zombie(shop: PrivateServer, new_agent: Any) -> None:
-    """The server goes on with XA PREPARE after its client died; the next agent ends it before it serves."""
-    agent = new_agent(shop, extra="[sessions]\nlock_wait_seconds = 20\n")
-    agent.start()
+async def prepare_under_read_lock(
+    agent: AgentProcess, c: Coordinator, shop: PrivateServer, gtrid: str
+) -> Any:
+    """XA PREPARE itself, not the witness row before it, waits for the global read lock that the caller opens."""
+    await c.execute(gtrid, bump(1))
+    voting = c.ask(gtrid, prepare=pb.Prepare(participants=[7]))
+    await eventually((agent.directory / "before_prepare.hit").exists)
+    return voting
 
-    async def play() -> None:
-        gtrid = ""
-        async with coordinating(agent) as c:
-            gtrid = c.gtrid()
-            with read_lock(shop):
-                c.ask(
-                    gtrid, run=pb.Run(statements=[bump(1)], participants=[7], remaining_milliseconds=20_000)
-                )
-                # `bump` itself waits for the global read lock, so the zombie is in a statement; see below for prepare.
-                await asyncio.sleep(0.3)
-                agent.kill()
-                agent.start()
-        async with coordinating(agent, coordinator_id=c.id, epoch=2) as c2:
-            await asyncio.sleep(0.3)
-            assert await c2.prepared() == set()
 
-    asyncio.run(play())
+async def let_it_prepare(agent: AgentProcess, shop: PrivateServer) -> None:
+    (agent.directory / "before_prepare.go").touch()
+    await eventually(lambda: preparing(shop))
 
 
 def test_agent_killed_while_prepare_waits_for_a_lock(shop: PrivateServer, new_agent: Any) -> None:
+    """The server goes on with XA PREPARE after its client died; the next agent ends it before it serves."""
     agent = new_agent(shop, extra="[sessions]\nlock_wait_seconds = 20\n")
-    agent.start()
+    agent.start(failpoints="before_prepare=pause")
 
     async def play() -> None:
         before = v(shop, 1)
         async with coordinating(agent) as c:
             gtrid = c.gtrid()
-            await c.execute(gtrid, bump(1))
+            voting = await prepare_under_read_lock(agent, c, shop, gtrid)
             with read_lock(shop):
-                voting = c.ask(gtrid, prepare=pb.Prepare(participants=[7]))
-                await asyncio.sleep(0.4)
-                assert not voting.done()
-                states = str(shop.sql("SELECT STATE FROM information_schema.PROCESSLIST"))
-                assert "Waiting for" in states, states
+                await let_it_prepare(agent, shop)
                 agent.kill()
+                await asyncio.sleep(0.2)
+                assert await asyncio.to_thread(preparing, shop)  # the zombie
                 agent.start()
             voting.cancel()
         async with coordinating(agent, coordinator_id=c.id, epoch=2) as c2:
             await asyncio.sleep(0.3)
             assert await c2.prepared() == set()
             assert (await c2.rollback(gtrid)).state == ROLLED_BACK
+            assert v(shop, 1) == before
+
+    asyncio.run(play())
+
+
+def preparing(shop: PrivateServer) -> bool:
+    running = shop.sql("SELECT INFO FROM information_schema.PROCESSLIST WHERE COMMAND = 'Query'")
+    return any(str(info).startswith("XA PREPARE") for (info,) in running)
+
+
+@pytest.mark.parametrize("ended_by", ["time-out", "rollback"])
+def test_prepare_under_a_global_read_lock(ended_by: str, shop: PrivateServer, new_agent: Any) -> None:
+    agent = new_agent(shop, extra="[sessions]\nlock_wait_seconds = 1\n")
+    agent.start(failpoints="before_prepare=pause")
+
+    async def play() -> None:
+        before = v(shop, 1)
+        async with coordinating(agent) as c:
+            gtrid = c.gtrid()
+            voting = await prepare_under_read_lock(agent, c, shop, gtrid)
+            with read_lock(shop):
+                await let_it_prepare(agent, shop)
+                if ended_by == "rollback":
+                    started = time.monotonic()
+                    rolling_back = asyncio.ensure_future(c.rollback(gtrid))
+                voted = await voting
+                if ended_by == "rollback":
+                    assert (await rolling_back).state == ROLLED_BACK
+                    assert time.monotonic() - started < 0.8
+                else:
+                    assert (voted.failure.reason, voted.failure.errno) == ("LOCK_TIMEOUT", 1205)
+                assert voted.vote == pb.VOTE_ROLLBACK
+            await asyncio.sleep(0.3)
+            assert await c.prepared() == set()
+            assert (await c.rollback(gtrid)).state == ROLLED_BACK
             assert v(shop, 1) == before
 
     asyncio.run(play())
@@ -186,7 +212,7 @@ def test_server_killed_and_back(own_server: PrivateServer, new_agent: Any) -> No
 
 
 def test_server_frozen_during_prepare_and_commit(own_server: PrivateServer, new_agent: Any) -> None:
-    """No answer within the client's time-out: the vote is ROLLBACK, and what was prepared late is rolled back."""
+    """No answer within the client's time-out: the vote is ROLLBACK, what was prepared late is rolled back."""
     extra = "[sessions]\nlock_wait_seconds = 1\nstatement_timeout_seconds = 1.2\n"
     agent = new_agent(own_server, extra=extra)
     agent.start(failpoints="before_prepare:2=pause")
@@ -274,12 +300,10 @@ def test_control_connection_lost(shop: PrivateServer, new_agent: Any) -> None:
 def test_an_agent_whose_lock_was_taken_stops_serving(
     shop: PrivateServer, new_agent: Any, agent_directory: Any
 ) -> None:
-    """A second agent takes over a participant whose agent is frozen; the first never works again beside it."""
+    """A second agent takes over a participant whose agent is frozen; the first never works beside it."""
     first = new_agent(shop, "stolen")
     first.start()
     second = AgentProcess(shop, agent_directory / "stolen-2", "stolen")
-    import signal
-
     first.process.send_signal(signal.SIGSTOP)
     try:
         (control,) = shop.sql("SELECT IS_USED_LOCK('xacoord.stolen')")[0]
@@ -332,7 +356,7 @@ def _recover(shop: PrivateServer) -> str:
     return "XA RECOVER CONVERT XID" if shop.engine == "mysql" else "XA RECOVER FORMAT='SQL'"
 
 
-# --- Fences ---------------------------------------------------------------------------------------------------------
+# --- Fences ---
 
 
 def test_fence_refuses_what_disagrees(agent: AgentProcess) -> None:
@@ -425,12 +449,11 @@ def test_attach_needs_the_fenced_epoch(agent: AgentProcess) -> None:
             c = Coordinator(agent, epoch=4)
             await c.fence()
             c.epoch, c.identity = epoch, identity
-            with pytest.raises(grpc.RpcError) as refused:
+            with contextlib.suppress(grpc.RpcError):
                 await c.attach()
-                await asyncio.sleep(0.2)
-                assert c.ended is not None
-                raise c.ended
-            assert reason(refused.value) == expected
+            await asyncio.sleep(0.2)
+            assert c.ended is not None
+            assert reason(c.ended) == expected
             await c.channel.close()
         never = Coordinator(agent)
         call = never.stub.Attach()

@@ -55,7 +55,7 @@ def test_scan_shows_foreign_binary_xids_and_blocked_sessions(
                         other.cursor().execute(sql)
             await asyncio.sleep(0.1)
             with contextlib.closing(shop.root_connect()) as waiter:
-                waiter.cursor().execute("SET innodb_lock_wait_timeout = 5")
+                waiter_id = waiter.thread_id()
                 waiting = asyncio.create_task(
                     asyncio.to_thread(waiter.cursor().execute, "UPDATE shop.a SET v = 9 WHERE id = 1")
                 )
@@ -68,7 +68,7 @@ def test_scan_shows_foreign_binary_xids_and_blocked_sessions(
                 assert (blocked.user, blocked.table, blocked.connection_id) == (
                     "root",
                     "shop.a",
-                    waiter.thread_id(),
+                    waiter_id,
                 )
                 for gtrid, bqual, format_id in foreign:
                     shop.sql(f"XA ROLLBACK X'{gtrid.hex()}',X'{bqual.hex()}',{format_id}")
@@ -201,11 +201,10 @@ def test_procedures_with_several_results(agent: AgentProcess, shop: PrivateServe
 
 def test_result_limits(agent: AgentProcess, shop: PrivateServer) -> None:
     shop.sql("CREATE TABLE IF NOT EXISTS shop.lots (id INT PRIMARY KEY, pad VARCHAR(1000))")
-    ten = "(SELECT 0 n UNION SELECT 1 UNION SELECT 2 UNION SELECT 3 UNION SELECT 4 UNION SELECT 5 UNION SELECT 6 "
-    ten += "UNION SELECT 7 UNION SELECT 8 UNION SELECT 9)"
+    ten = "(SELECT 0 n" + "".join(f" UNION SELECT {n}" for n in range(1, 10)) + ")"
     shop.sql(
-        f"REPLACE INTO shop.lots SELECT a.n*1000+b.n*100+c.n*10+d.n, REPEAT('x', 900) FROM {ten} a, {ten} b, {ten} c, "
-        f"{ten} d"
+        "REPLACE INTO shop.lots SELECT a.n * 1000 + b.n * 100 + c.n * 10 + d.n, REPEAT('x', 900) "
+        f"FROM {ten} a, {ten} b, {ten} c, {ten} d"
     )
 
     async def play() -> None:
@@ -234,11 +233,21 @@ def test_result_limits(agent: AgentProcess, shop: PrivateServer) -> None:
 # --- Bad inputs ---
 
 
-@pytest.mark.parametrize(
-    "gtrid",
-    ["", "x", "k1test0001000000000", "k1test000100000000012", "k1TEST00010000000001", "k2test00010000000001"]
-    + ["k1te';DROP TABLE a;--", "k1test000100000000\x00\x01", "x" * 65, "k1ünïcödé0000000000"],
-)
+BAD_GTRIDS = [
+    "",
+    "x",
+    "k1test0001000000000",
+    "k1test000100000000012",
+    "k1TEST00010000000001",
+    "k2test00010000000001",
+    "k1te';DROP TABLE a;--",
+    "k1test000100000000\x00\x01",
+    "x" * 65,
+    "k1ünïcödé0000000000",
+]
+
+
+@pytest.mark.parametrize("gtrid", BAD_GTRIDS)
 def test_bad_gtrids(agent: AgentProcess, gtrid: str) -> None:
     async def play() -> None:
         async with coordinating(agent) as c:
@@ -301,7 +310,7 @@ def test_doctor(shop: PrivateServer, new_agent: Any) -> None:
     examined = agent.run_doctor("-o", "json")
     checks = {check["name"]: check for check in json.loads(examined.stdout)}
     assert checks["xa_recover"]["severity"] == "ok"
-    assert examined.returncode == (0 if shop.engine == "mysql" else 1), examined.stdout
+    assert examined.returncode == max(check["severity"] != "ok" for check in checks.values())
     assert "xa_recover" in agent.run_doctor().stdout
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import pytest
@@ -16,6 +20,7 @@ from deploy.private_servers import PrivateServer
 from dtp import Gtrid, Xid
 from tests.system.conftest import System, failpoints
 
+_PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 FOREIGN = (b"stranger\x00\xff\x80", b"\x01'\"", 7)
 
 
@@ -192,3 +197,16 @@ def test_metrics_have_the_promised_names(system: System) -> None:
         "xacoord_build_info",
     }
     assert promised == {name for name in names if not name.endswith("_created")}
+
+
+def test_promtool_likes_the_metrics(system: System) -> None:
+    program = os.environ.get("PROMTOOL") or shutil.which("promtool", path=_PATH)
+    assert program, "promtool is missing: tests/run.sh installs it"
+    done = subprocess.run(
+        [program, "check", "metrics"],
+        input=system.cluster.http("/metrics")[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
