@@ -394,7 +394,8 @@ class Agent:
         self._require_serving()
         if epoch:
             self._fence_of(coordinator_id, epoch)
-        sessions = [e.session for e in self.branches.registry.entries.values()]
+        prepared = BranchState.PREPARED
+        sessions = [e.session for e in self.branches.registry.entries.values() if e.state is prepared]
         owners = tuple(s.connection_id for s in sessions if isinstance(s, Session))
         scanned = await self.control.drive(recovery.scan(self.engine, owners))
         if scanned.unseen and not self._unseen_logged:
@@ -402,7 +403,7 @@ class Agent:
             self.log.warning("the account lacks privileges for part of a scan", unseen=scanned.unseen)
         return scanned
 
-    async def lookup(self, coordinator_id: str, gtrids: Sequence[str]) -> list[str]:
+    async def lookup(self, coordinator_id: str, gtrids: Sequence[str]) -> list[recovery.Lookup]:
         """Evidence about transactions, one a gtrid."""
         self._require_serving()
         if len(gtrids) > 1000:

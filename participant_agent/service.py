@@ -15,6 +15,7 @@ from participant_agent import values
 from participant_agent.agent import Agent
 from participant_agent.core.errors import Failure
 from participant_agent.core.finish import Finished, SessionUse, State
+from participant_agent.core.recovery import Lookup
 from participant_agent.core.registry import Command, Commit, Prepare, Rollback, Run
 from participant_agent.core.work import Voted
 from participant_agent.link import Link, report_message
@@ -22,11 +23,11 @@ from participant_agent.v1 import participant_agent_pb2 as pb
 from participant_agent.v1 import participant_agent_pb2_grpc as rpc
 
 _MAX_PARTICIPANTS = 64
-_EVIDENCE: dict[str, pb.EvidenceState.ValueType] = {
-    "COMMITTED": pb.EVIDENCE_STATE_COMMITTED,
-    "NOT_COMMITTED": pb.EVIDENCE_STATE_NOT_COMMITTED,
-    "UNDECIDED": pb.EVIDENCE_STATE_UNDECIDED,
-    "NONE": pb.EVIDENCE_STATE_NONE,
+_EVIDENCE: dict[Lookup, pb.EvidenceState.ValueType] = {
+    Lookup.COMMITTED: pb.EVIDENCE_STATE_COMMITTED,
+    Lookup.NOT_COMMITTED: pb.EVIDENCE_STATE_NOT_COMMITTED,
+    Lookup.UNDECIDED: pb.EVIDENCE_STATE_UNDECIDED,
+    Lookup.NONE: pb.EVIDENCE_STATE_NONE,
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]

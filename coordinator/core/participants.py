@@ -118,7 +118,8 @@ class Participants:
         held = frozenset(item.xid for item in items if item.action is Action.HOLD)
         for xid in sorted(held - participant.held):
             message = PlanReason.EPOCH_AHEAD_OF_LOG.value
-            self._context.alert(AlertKind.HOLD, message, gtrid=str(xid), participant=participant.name)
+            gtrid = xid.gtrid.decode("ascii")  # of our shape, or it would not be held
+            self._context.alert(AlertKind.HOLD, message, gtrid=gtrid, participant=participant.name)
         participant.held = held
 
     def plan(

@@ -93,8 +93,9 @@ def _fold(state: Replayed, record: Record) -> None:
                 raise LogContradiction(f"epoch {record.epoch} has two nonces")
             state.epoch = max(state.epoch, record.epoch)
         case ParticipantRecord():
-            known = state.numbers.setdefault(record.name, record.number)
-            if known != record.number or state.names.get(record.number) != record.name:
+            if state.names.get(record.number, record.name) != record.name:
+                raise LogContradiction(f"participant number {record.number} has two names")
+            if state.numbers.setdefault(record.name, record.number) != record.number:
                 raise LogContradiction(f"participant {record.name!r} has two numbers")
         case PrepareRecord():
             transaction = _transaction(state, record.id, record.participants, record.begun_at)

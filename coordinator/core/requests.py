@@ -205,7 +205,7 @@ class Requests:
         transaction.waiters.append(waiter)
         if self._two_phase.reject(transaction, rejection, now, Trigger.ROLLBACK_REQUESTED):
             return
-        if transaction.state is State.ROLLING_BACK:
+        if transaction.state in (State.ROLLING_BACK, State.HEURISTIC):
             self._two_phase.answer_latecomer(transaction, now)
             return
         transaction.waiters.remove(waiter)

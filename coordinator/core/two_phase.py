@@ -256,7 +256,7 @@ class TwoPhase:
 
     def _ask_later(self, transaction: Transaction, branch: Branch, now: float) -> None:
         settings = self._context.settings
-        pause = min(settings.retry_first * 2 ** min(branch.attempts, 20), settings.retry_max)
+        pause = min(settings.retry_first * 2 ** min(max(branch.attempts - 1, 0), 20), settings.retry_max)
         branch.retry_at = now + pause
         self._context.timers.add(branch.retry_at, TimerKind.RETRY, transaction.gtrid, branch.participant)
         if transaction.decision is not None:

@@ -12,6 +12,7 @@ between the two would make a missing row look like the proof that its branch did
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from dtp import Gtrid, Reason, XacoordError, Xid, format_bqual
 
@@ -203,7 +204,7 @@ def check_fence(remembered: Fenced, wanted: Fenced) -> None:
         )
 
 
-class Lookup:
+class Lookup(StrEnum):
     """The words of participant_agent.v1.EvidenceState."""
 
     COMMITTED = "COMMITTED"
@@ -214,7 +215,7 @@ class Lookup:
 
 def lookup(
     engine: Engine, table: str | None, purged_to: str, bqual_number: int, gtrids: tuple[str, ...]
-) -> Procedure[dict[str, str]]:
+) -> Procedure[dict[str, Lookup]]:
     """What witness rows say about `gtrids`; the caller checks before and after that no session works on them.
 
     XA RECOVER is read before the witness rows: a branch that commits in between is found by its row.
@@ -235,7 +236,7 @@ def lookup(
         if not isinstance(found, Ok):
             raise unavailable(found, "reading witness rows")
         committed = {text(row[0]) for row in found.rows}
-    evidence = {}
+    evidence: dict[str, Lookup] = {}
     for gtrid in gtrids:
         if gtrid in committed:
             evidence[gtrid] = Lookup.COMMITTED

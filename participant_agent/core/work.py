@@ -16,7 +16,7 @@ Unequal may be a temporary table of a GROUP BY: then it counts as written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from dtp import Reason, Vote, format_bqual
@@ -64,7 +64,6 @@ class Work:
     read_only: bool
     writes_before: int | None = None
     maybe_wrote: bool = False
-    done: int = field(default=0)
 
 
 class Fate(Enum):

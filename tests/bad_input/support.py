@@ -29,6 +29,7 @@ from participant_agent.v1 import participant_agent_pb2 as agent_pb
 from participant_agent.v1 import participant_agent_pb2_grpc as agent_rpc
 from participant_agent.v1 import statement_pb2 as sql_pb
 
+ROOT = str(Path(__file__).resolve().parents[2])
 NAMES = ("orders", "payments")
 INSERT = "INSERT INTO ledger (id, amount) VALUES (%s, %s)"
 LARGE = (
@@ -97,18 +98,23 @@ def seconds(value: float) -> Duration:
     return duration
 
 
-def python(*arguments: str, cwd: str = "/work", **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a module of ours to its end."""
-    root = str(Path(__file__).resolve().parents[2])
-    return subprocess.run(
+def python(*arguments: str, seconds: float = 6, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a module of ours to its end; one that does not end is killed and gives exit code -9."""
+    child = subprocess.Popen(
         [sys.executable, "-m", *arguments],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=30,
-        check=False,
-        cwd=root,
-        env={"PATH": "/usr/bin:/bin", "HOME": "/tmp", "PYTHONPATH": root, **environ},
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "HOME": "/tmp", "PYTHONPATH": ROOT, **environ},
     )
+    with child:
+        try:
+            out, err = child.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            out, err = child.communicate()
+    return subprocess.CompletedProcess(arguments, child.returncode, out, err)
 
 
 def check_one_line(stderr: str, name: str) -> None:

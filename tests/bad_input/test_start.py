@@ -14,11 +14,10 @@ from pathlib import Path
 import google_crc32c
 import pytest
 
-from tests.bad_input.support import System, check_one_line, python
+from tests.bad_input.support import ROOT, System, check_one_line, python
 
 DAEMON = "coordinator.daemon"
 AGENT = "participant_agent.daemon"
-ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def coordinator_toml(directory: Path, **changes: str) -> str:
@@ -49,7 +48,7 @@ def tree(directory: Path) -> dict[str, tuple[int, int, bytes]]:
     found = {}
     for path in sorted(directory.rglob("*")):
         status = path.lstat()
-        content = path.read_bytes()[: 1 << 20] if path.is_file() and path.name != "LOCK" else b""
+        content = path.read_bytes()[: 1 << 20] if path.is_file() and path.name != "lock" else b""
         found[str(path.relative_to(directory))] = (status.st_mode, status.st_size if content else 0, content)
     return found
 
@@ -267,7 +266,7 @@ def _log(lab: Path) -> Path:
 def test_log_in_use(lab: Path) -> None:
     log = _log(lab)
     script = f"import fcntl,sys,time; f=open({str(log / 'LOCK')!r}, 'r+'); fcntl.flock(f, 2); print('x', flush=True); time.sleep(60)"
-    assert (log / "LOCK").exists(), sorted(log.iterdir())
+    assert (log / "lock").exists(), sorted(log.iterdir())
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
@@ -321,8 +320,8 @@ def _linked_segment(log: Path) -> None:
 
 
 def _linked_lock(log: Path) -> None:
-    (log / "LOCK").unlink()
-    (log / "LOCK").symlink_to(log.parent / "c.toml")
+    (log / "lock").unlink()
+    (log / "lock").symlink_to(log.parent / "c.toml")
 
 
 DIRECTORIES: dict[str, tuple[Callable[[Path], None], tuple[int, ...], str]] = {
@@ -334,7 +333,7 @@ DIRECTORIES: dict[str, tuple[Callable[[Path], None], tuple[int, ...], str]] = {
     "empty segment": (_empty_segment, (78,), "wal-"),
     "a file": (_file_instead, (74, 78), "log"),
     "linked segment": (_linked_segment, (74, 78), "wal-"),
-    "linked lock": (_linked_lock, (74, 78), "LOCK"),
+    "linked lock": (_linked_lock, (74, 78), "lock"),
 }
 
 

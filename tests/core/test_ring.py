@@ -111,9 +111,9 @@ class Ring(RuleBasedStateMachine):
         self.feed(inputs.RollbackRequested(self.world.new_ticket(gtrid), gtrid))
 
     @precondition(lambda self: self.world.waiting)
-    @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
-        ticket = data.draw(st.sampled_from(sorted(self.world.waiting)))
+    @rule(index=recent)
+    def leave(self, index: int) -> None:
+        ticket = sorted(self.world.waiting)[index % len(self.world.waiting)]
         gtrid = self.world.waiting[ticket]
         waiters = self.world.core.open[gtrid].waiters if gtrid in self.world.core.open else ()
         if any(w.ticket == ticket for w in waiters):
@@ -138,10 +138,10 @@ class Ring(RuleBasedStateMachine):
         self.feed(inputs.RecoveryRequested(name))
 
     @precondition(lambda self: any(s.prepared() for s in self.world.servers.values()))
-    @rule(data=st.data(), state=st.sampled_from(("committed", "rolled_back")))
-    def interfere(self, data: st.DataObject, state: str) -> None:
+    @rule(index=recent, state=st.sampled_from(("committed", "rolled_back")))
+    def interfere(self, index: int, state: str) -> None:
         prepared = [(s, str(x.ours())) for s in self.world.servers.values() for x in s.prepared()]
-        server, gtrid = data.draw(st.sampled_from(prepared))
+        server, gtrid = prepared[index % len(prepared)]
         server.interfere(gtrid, state)
         self.world.interfered.add(gtrid)
 
@@ -302,23 +302,23 @@ class Ring(RuleBasedStateMachine):
         ]
 
 
-TestRing = pytest.mark.filterwarnings("error")(Ring.TestCase)
-Ring.TestCase.settings = settings(
-    max_examples=250,
-    stateful_step_count=60,
+TestRing = Ring.TestCase
+TestRing.settings = settings(
+    max_examples=120,
+    stateful_step_count=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
 
 
-def test_servers_are_modelled_with_an_atomic_check() -> None:
-    """The final check can fail: half a commit is found."""
+def test_the_final_check_finds_half_a_commit() -> None:
     world = World()
     gtrid = str(Gtrid(ID, 1, 1 << 16))
     for name, state in (("p1", "committed"), ("p2", "rolled_back")):
         server: Server = world.servers[name]
         server.branches[gtrid] = state
         server.worked.add(gtrid)
+        world.key_of[gtrid] = ""
     with pytest.raises(AssertionError, match="not atomic"):
         world.check_final()

@@ -55,10 +55,8 @@ async def eventually(check: Callable[[], bool], seconds: float = 10) -> None:
         await asyncio.sleep(0.02)
 
 
-async def prepare_under_read_lock(
-    agent: AgentProcess, c: Coordinator, shop: PrivateServer, gtrid: str
-) -> Any:
-    """XA PREPARE itself, not the witness row before it, waits for the global read lock that the caller opens."""
+async def held_before_prepare(agent: AgentProcess, c: Coordinator, gtrid: str) -> Any:
+    """The branch is at XA PREPARE, behind the witness row, which would wait for a read lock, too."""
     await c.execute(gtrid, bump(1))
     voting = c.ask(gtrid, prepare=pb.Prepare(participants=[7]))
     await eventually((agent.directory / "before_prepare.hit").exists)
@@ -79,7 +77,7 @@ def test_agent_killed_while_prepare_waits_for_a_lock(shop: PrivateServer, new_ag
         before = v(shop, 1)
         async with coordinating(agent) as c:
             gtrid = c.gtrid()
-            voting = await prepare_under_read_lock(agent, c, shop, gtrid)
+            voting = await held_before_prepare(agent, c, gtrid)
             with read_lock(shop):
                 await let_it_prepare(agent, shop)
                 agent.kill()
@@ -110,7 +108,7 @@ def test_prepare_under_a_global_read_lock(ended_by: str, shop: PrivateServer, ne
         before = v(shop, 1)
         async with coordinating(agent) as c:
             gtrid = c.gtrid()
-            voting = await prepare_under_read_lock(agent, c, shop, gtrid)
+            voting = await held_before_prepare(agent, c, gtrid)
             with read_lock(shop):
                 await let_it_prepare(agent, shop)
                 if ended_by == "rollback":

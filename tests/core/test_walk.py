@@ -1,0 +1,145 @@
+"""Long random walks over the rules of the ring, weighted so that most transactions come far.
+
+Hypothesis (test_ring.py) finds short ways into trouble; the walks find trouble that needs much going well
+before. One seed is one run: `pytest tests/core/test_walk.py -k 'walk and 17'` repeats it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from coordinator.core.inputs import WaitFor
+from coordinator.core.states import State
+from dtp import Decision, Outcome, Vote
+from tests.core.test_ring import Ring
+from tests.core.world import NAMES
+
+STEPS = 120
+SEEDS = range(600)
+VOTES = (Vote.OK,) * 12 + (Vote.READ_ONLY, Vote.READ_ONLY, Vote.ROLLBACK)
+
+
+class Walk:
+    """One walk. `seen` counts the states in which the process was killed and those that were reached."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.ring = Ring()
+        self.seen: Counter[str] = Counter()
+        self.weights: list[tuple[int, Callable[[], object]]] = [
+            (12, self.transact),
+            (6, self.run),
+            (24, self.deliver),
+            (10, self.deliver_all),
+            (8, lambda: self.ring.flush(self.random.randint(1, 3))),
+            (6, lambda: self.ring.connect(self.name())),
+            (3, lambda: self.ring.lose(self.name(), self.random.randint(0, 3))),
+            (2, self.crash),
+            (2, lambda: self.ring.execute_late(self.name())),
+            (2, self.ring.rotate),
+            (3, lambda: self.ring.commit(self.back(), self.random.choice(list(WaitFor)))),
+            (2, lambda: self.ring.roll_back(self.back())),
+            (2, lambda: self.ring.enlist(self.back(), self.name())),
+            (1, lambda: self.ring.begin(self.random.choice((None, 0.5, 60.0)), self.key(), True)),
+            (1, self.interfere),
+            (1, lambda: self.ring.resolve(self.back(), self.random.choice(list(Decision)))),
+            (2, lambda: self.ring.forget(self.back())),
+            (1, lambda: self.ring.recover(self.name())),
+            (1, lambda: self.ring.stray_vote(self.back(), self.name(), self.random.choice(list(Vote)))),
+            (1, lambda: self.ring.stray_end(self.back(), self.name(), self.random.choice(list(Outcome)))),
+            (2, self.scan),
+            (2, self.hold),
+            (1, self.leave),
+            (3, lambda: self.ring.wait(self.random.choice((0.1, 0.3, 1.0, 3.0, 11.0)))),
+        ]
+
+    def name(self) -> str:
+        return self.random.choice(NAMES)
+
+    def back(self) -> int:
+        return self.random.randint(0, 3)
+
+    def key(self) -> str:
+        return self.random.choice(("", "", "k", "l", "m"))
+
+    def transact(self) -> None:
+        workers = set(self.random.sample(NAMES, self.random.choice((1, 2, 2, 2))))
+        wait = self.random.choice(list(WaitFor))
+        self.ring.transact(workers, self.key(), wait, self.random.choice((None, None, 0.5)))
+
+    def run(self) -> None:
+        branches = self.random.sample(NAMES, self.random.choice((1, 2, 2, 2)))
+        wait = self.random.choice(list(WaitFor))
+        self.ring.run_at_once(
+            branches, self.random.random() < 0.3, self.key(), wait, self.random.randint(0, 9)
+        )
+
+    def deliver(self) -> None:
+        kinds = ("execute", "execute", "report", "report", "report", "flush", "fence", "scan")
+        steps = [
+            (self.random.choice(kinds), self.name(), self.random.choice(VOTES))
+            for _ in range(self.random.randint(1, 12))
+        ]
+        self.ring.deliver(steps)
+
+    def deliver_all(self) -> None:
+        self.ring.deliver_all(self.random.choice(VOTES), self.name(), self.random.random() < 0.5)
+
+    def crash(self) -> None:
+        for transaction in self.ring.world.core.open.values():
+            self.seen[f"killed in {transaction.state.value}"] += 1
+            if transaction.decision is Decision.COMMIT and not transaction.durable:
+                self.seen["killed before the decision was durable"] += 1
+        self.ring.crash(self.random.randint(0, 3))
+
+    def interfere(self) -> None:
+        if any(server.prepared() for server in self.ring.world.servers.values()):
+            self.ring.interfere(self.back(), self.random.choice(("committed", "rolled_back")))
+
+    def scan(self) -> None:
+        if self.ring.world.scans:
+            self.ring.look(self.back())
+            if self.random.random() < 0.3:
+                self.ring.answer_scan(self.back(), self.random.randint(1, 99), self.random.randbytes(5))
+
+    def hold(self) -> None:
+        if self.ring.world.fences:
+            self.ring.answer_fence(self.back(), self.random.randint(0, 9))
+
+    def leave(self) -> None:
+        if self.ring.world.waiting:
+            self.ring.leave(self.back())
+
+    def go(self) -> None:
+        """All steps, calm, and the final check."""
+        weights = [weight for weight, _ in self.weights]
+        for _, step in self.random.choices(self.weights, weights, k=STEPS):
+            step()
+            self.seen.update(t.state.value for t in self.ring.world.core.open.values())
+        self.ring.teardown()
+
+
+@pytest.mark.parametrize("first", SEEDS[::50])
+def test_walk(first: int) -> None:
+    for seed in range(first, first + 50):
+        try:
+            Walk(seed).go()
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+
+
+def test_walks_come_everywhere() -> None:
+    """Otherwise the walks prove little."""
+    seen: Counter[str] = Counter()
+    for seed in SEEDS[:60]:
+        walk = Walk(seed)
+        walk.go()
+        seen += walk.seen
+    killed = {f"killed in {s.value}" for s in State if s not in (State.COMMITTED, State.ROLLED_BACK)}
+    assert killed | {"killed before the decision was durable"} <= set(seen)
+    assert seen["HEURISTIC"]
