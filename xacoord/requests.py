@@ -57,10 +57,15 @@ def run_request(
 
 
 def execute_request(
-    gtrid: str, statements: Iterable[StatementLike], read_only: bool
+    gtrid: str, participant: str, statements: Iterable[StatementLike], read_only: bool
 ) -> agent_pb.ExecuteRequest:
-    """The request that runs statements inside a branch."""
-    return agent_pb.ExecuteRequest(gtrid=gtrid, statements=encode_statements(statements), read_only=read_only)
+    """The request that runs statements inside a branch; the agent checks that it is the participant's."""
+    return agent_pb.ExecuteRequest(
+        gtrid=gtrid,
+        participant=participant,
+        statements=encode_statements(statements),
+        read_only=read_only,
+    )
 
 
 def commit_request(gtrid: str, wait_for: WaitFor) -> pb.CommitRequest:

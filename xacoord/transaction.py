@@ -215,7 +215,7 @@ class Transaction:
             raise self._failure
         self._require_active()
         session = self._session
-        request = requests.execute_request(self.gtrid, statements, read_only)
+        request = requests.execute_request(self.gtrid, participant, statements, read_only)
         address = session.agent_of(participant)
         remaining_seconds = max(0.0, self._deadline - session.driver.now())
         flow = flows.execute(request, participant, address, remaining_seconds + session.grace_seconds)

@@ -9,7 +9,13 @@ import coordinator.v1.coordinator_pb2
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
+import sys
 import typing
+
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
@@ -33,7 +39,7 @@ class RecoverRequest(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["apply", b"apply", "participants", b"participants"]) -> None: ...
 
-global___RecoverRequest = RecoverRequest
+Global___RecoverRequest: typing_extensions.TypeAlias = RecoverRequest
 
 @typing.final
 class RecoverResponse(google.protobuf.message.Message):
@@ -42,18 +48,18 @@ class RecoverResponse(google.protobuf.message.Message):
     ITEMS_FIELD_NUMBER: builtins.int
     SCANS_FIELD_NUMBER: builtins.int
     @property
-    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PlanItem]: ...
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PlanItem]: ...
     @property
-    def scans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ParticipantScan]: ...
+    def scans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ParticipantScan]: ...
     def __init__(
         self,
         *,
-        items: collections.abc.Iterable[global___PlanItem] | None = ...,
-        scans: collections.abc.Iterable[global___ParticipantScan] | None = ...,
+        items: collections.abc.Iterable[Global___PlanItem] | None = ...,
+        scans: collections.abc.Iterable[Global___ParticipantScan] | None = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["items", b"items", "scans", b"scans"]) -> None: ...
 
-global___RecoverResponse = RecoverResponse
+Global___RecoverResponse: typing_extensions.TypeAlias = RecoverResponse
 
 @typing.final
 class PlanItem(google.protobuf.message.Message):
@@ -95,7 +101,7 @@ class PlanItem(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["action", b"action", "bqual", b"bqual", "explanation", b"explanation", "format_id", b"format_id", "gtrid", b"gtrid", "participant", b"participant", "reason", b"reason", "result", b"result"]) -> None: ...
 
-global___PlanItem = PlanItem
+Global___PlanItem: typing_extensions.TypeAlias = PlanItem
 
 @typing.final
 class ParticipantScan(google.protobuf.message.Message):
@@ -117,7 +123,7 @@ class ParticipantScan(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["error", b"error", "participant", b"participant", "scanned", b"scanned"]) -> None: ...
 
-global___ParticipantScan = ParticipantScan
+Global___ParticipantScan: typing_extensions.TypeAlias = ParticipantScan
 
 @typing.final
 class ResolveRequest(google.protobuf.message.Message):
@@ -144,7 +150,7 @@ class ResolveRequest(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["action", b"action", "gtrid", b"gtrid", "operator", b"operator", "reason", b"reason"]) -> None: ...
 
-global___ResolveRequest = ResolveRequest
+Global___ResolveRequest: typing_extensions.TypeAlias = ResolveRequest
 
 @typing.final
 class ResolveResponse(google.protobuf.message.Message):
@@ -161,7 +167,7 @@ class ResolveResponse(google.protobuf.message.Message):
     def HasField(self, field_name: typing.Literal["transaction", b"transaction"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["transaction", b"transaction"]) -> None: ...
 
-global___ResolveResponse = ResolveResponse
+Global___ResolveResponse: typing_extensions.TypeAlias = ResolveResponse
 
 @typing.final
 class ForgetRequest(google.protobuf.message.Message):
@@ -176,7 +182,7 @@ class ForgetRequest(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["gtrid", b"gtrid"]) -> None: ...
 
-global___ForgetRequest = ForgetRequest
+Global___ForgetRequest: typing_extensions.TypeAlias = ForgetRequest
 
 @typing.final
 class ForgetResponse(google.protobuf.message.Message):
@@ -186,7 +192,7 @@ class ForgetResponse(google.protobuf.message.Message):
         self,
     ) -> None: ...
 
-global___ForgetResponse = ForgetResponse
+Global___ForgetResponse: typing_extensions.TypeAlias = ForgetResponse
 
 @typing.final
 class ParticipantsRequest(google.protobuf.message.Message):
@@ -196,7 +202,7 @@ class ParticipantsRequest(google.protobuf.message.Message):
         self,
     ) -> None: ...
 
-global___ParticipantsRequest = ParticipantsRequest
+Global___ParticipantsRequest: typing_extensions.TypeAlias = ParticipantsRequest
 
 @typing.final
 class ParticipantsResponse(google.protobuf.message.Message):
@@ -204,15 +210,15 @@ class ParticipantsResponse(google.protobuf.message.Message):
 
     PARTICIPANTS_FIELD_NUMBER: builtins.int
     @property
-    def participants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Participant]: ...
+    def participants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Participant]: ...
     def __init__(
         self,
         *,
-        participants: collections.abc.Iterable[global___Participant] | None = ...,
+        participants: collections.abc.Iterable[Global___Participant] | None = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["participants", b"participants"]) -> None: ...
 
-global___ParticipantsResponse = ParticipantsResponse
+Global___ParticipantsResponse: typing_extensions.TypeAlias = ParticipantsResponse
 
 @typing.final
 class Participant(google.protobuf.message.Message):
@@ -266,7 +272,7 @@ class Participant(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["address", b"address", "blocked_sessions", b"blocked_sessions", "foreign", b"foreign", "in_doubt", b"in_doubt", "last_error", b"last_error", "number", b"number", "orphans", b"orphans", "participant", b"participant", "scanned_seconds_ago", b"scanned_seconds_ago", "server", b"server", "state", b"state", "witness", b"witness"]) -> None: ...
 
-global___Participant = Participant
+Global___Participant: typing_extensions.TypeAlias = Participant
 
 @typing.final
 class LogStatusRequest(google.protobuf.message.Message):
@@ -276,7 +282,7 @@ class LogStatusRequest(google.protobuf.message.Message):
         self,
     ) -> None: ...
 
-global___LogStatusRequest = LogStatusRequest
+Global___LogStatusRequest: typing_extensions.TypeAlias = LogStatusRequest
 
 @typing.final
 class LogStatusResponse(google.protobuf.message.Message):
@@ -337,4 +343,4 @@ class LogStatusResponse(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["active_transactions", b"active_transactions", "blocked_transactions", b"blocked_transactions", "bytes", b"bytes", "coordinator_id", b"coordinator_id", "directory", b"directory", "durable_lsn", b"durable_lsn", "epoch", b"epoch", "identity", b"identity", "last_flush_seconds", b"last_flush_seconds", "next_lsn", b"next_lsn", "not_ready_reason", b"not_ready_reason", "ready", b"ready", "reserved_bytes", b"reserved_bytes", "room", b"room", "segments", b"segments", "version", b"version"]) -> None: ...
 
-global___LogStatusResponse = LogStatusResponse
+Global___LogStatusResponse: typing_extensions.TypeAlias = LogStatusResponse

@@ -8,7 +8,13 @@ import collections.abc
 import coordinator.v1.admin_pb2
 import grpc
 import grpc.aio
+import sys
 import typing
+
+if sys.version_info >= (3, 13):
+    import typing as typing_extensions
+else:
+    import typing_extensions
 
 _T = typing.TypeVar("_T")
 
@@ -17,68 +23,174 @@ class _MaybeAsyncIterator(collections.abc.AsyncIterator[_T], collections.abc.Ite
 class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
-class AdminStub:
-    def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
-    Recover: grpc.UnaryUnaryMultiCallable[
+GRPC_GENERATED_VERSION: str
+GRPC_VERSION: str
+_AdminRecoverType = typing_extensions.TypeVar(
+    '_AdminRecoverType',
+    grpc.UnaryUnaryMultiCallable[
         coordinator.v1.admin_pb2.RecoverRequest,
         coordinator.v1.admin_pb2.RecoverResponse,
-    ]
-    """Scans the participants and works out what to do with every prepared branch; with `apply` it is done."""
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        coordinator.v1.admin_pb2.RecoverRequest,
+        coordinator.v1.admin_pb2.RecoverResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.admin_pb2.RecoverRequest,
+        coordinator.v1.admin_pb2.RecoverResponse,
+    ],
+)
 
-    Resolve: grpc.UnaryUnaryMultiCallable[
+_AdminResolveType = typing_extensions.TypeVar(
+    '_AdminResolveType',
+    grpc.UnaryUnaryMultiCallable[
         coordinator.v1.admin_pb2.ResolveRequest,
         coordinator.v1.admin_pb2.ResolveResponse,
-    ]
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        coordinator.v1.admin_pb2.ResolveRequest,
+        coordinator.v1.admin_pb2.ResolveResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.admin_pb2.ResolveRequest,
+        coordinator.v1.admin_pb2.ResolveResponse,
+    ],
+)
+
+_AdminForgetType = typing_extensions.TypeVar(
+    '_AdminForgetType',
+    grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.admin_pb2.ForgetRequest,
+        coordinator.v1.admin_pb2.ForgetResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        coordinator.v1.admin_pb2.ForgetRequest,
+        coordinator.v1.admin_pb2.ForgetResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.admin_pb2.ForgetRequest,
+        coordinator.v1.admin_pb2.ForgetResponse,
+    ],
+)
+
+_AdminParticipantsType = typing_extensions.TypeVar(
+    '_AdminParticipantsType',
+    grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.admin_pb2.ParticipantsRequest,
+        coordinator.v1.admin_pb2.ParticipantsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        coordinator.v1.admin_pb2.ParticipantsRequest,
+        coordinator.v1.admin_pb2.ParticipantsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.admin_pb2.ParticipantsRequest,
+        coordinator.v1.admin_pb2.ParticipantsResponse,
+    ],
+)
+
+_AdminLogStatusType = typing_extensions.TypeVar(
+    '_AdminLogStatusType',
+    grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.admin_pb2.LogStatusRequest,
+        coordinator.v1.admin_pb2.LogStatusResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        coordinator.v1.admin_pb2.LogStatusRequest,
+        coordinator.v1.admin_pb2.LogStatusResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.admin_pb2.LogStatusRequest,
+        coordinator.v1.admin_pb2.LogStatusResponse,
+    ],
+)
+
+class AdminStub(typing.Generic[_AdminRecoverType, _AdminResolveType, _AdminForgetType, _AdminParticipantsType, _AdminLogStatusType]):
+    @typing.overload
+    def __init__(self: AdminStub[
+        grpc.UnaryUnaryMultiCallable[
+            coordinator.v1.admin_pb2.RecoverRequest,
+            coordinator.v1.admin_pb2.RecoverResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            coordinator.v1.admin_pb2.ResolveRequest,
+            coordinator.v1.admin_pb2.ResolveResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            coordinator.v1.admin_pb2.ForgetRequest,
+            coordinator.v1.admin_pb2.ForgetResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            coordinator.v1.admin_pb2.ParticipantsRequest,
+            coordinator.v1.admin_pb2.ParticipantsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            coordinator.v1.admin_pb2.LogStatusRequest,
+            coordinator.v1.admin_pb2.LogStatusResponse,
+        ],
+    ], channel: grpc.Channel) -> None: ...
+
+    @typing.overload
+    def __init__(self: AdminStub[
+        grpc.aio.UnaryUnaryMultiCallable[
+            coordinator.v1.admin_pb2.RecoverRequest,
+            coordinator.v1.admin_pb2.RecoverResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            coordinator.v1.admin_pb2.ResolveRequest,
+            coordinator.v1.admin_pb2.ResolveResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            coordinator.v1.admin_pb2.ForgetRequest,
+            coordinator.v1.admin_pb2.ForgetResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            coordinator.v1.admin_pb2.ParticipantsRequest,
+            coordinator.v1.admin_pb2.ParticipantsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            coordinator.v1.admin_pb2.LogStatusRequest,
+            coordinator.v1.admin_pb2.LogStatusResponse,
+        ],
+    ], channel: grpc.aio.Channel) -> None: ...
+
+    Recover: _AdminRecoverType
+    """Scans the participants and works out what to do with every prepared branch; with `apply` it is done."""
+
+    Resolve: _AdminResolveType
     """An operator's request about one transaction: what is decided is tried again at once, what is not decided can be rolled
     back. It never contradicts a decision.
     """
 
-    Forget: grpc.UnaryUnaryMultiCallable[
-        coordinator.v1.admin_pb2.ForgetRequest,
-        coordinator.v1.admin_pb2.ForgetResponse,
-    ]
+    Forget: _AdminForgetType
     """Drops a transaction with a heuristic outcome after people have dealt with it."""
 
-    Participants: grpc.UnaryUnaryMultiCallable[
-        coordinator.v1.admin_pb2.ParticipantsRequest,
-        coordinator.v1.admin_pb2.ParticipantsResponse,
-    ]
+    Participants: _AdminParticipantsType
 
-    LogStatus: grpc.UnaryUnaryMultiCallable[
-        coordinator.v1.admin_pb2.LogStatusRequest,
-        coordinator.v1.admin_pb2.LogStatusResponse,
-    ]
+    LogStatus: _AdminLogStatusType
 
-class AdminAsyncStub:
-    Recover: grpc.aio.UnaryUnaryMultiCallable[
+AdminAsyncStub: typing_extensions.TypeAlias = AdminStub[
+    grpc.aio.UnaryUnaryMultiCallable[
         coordinator.v1.admin_pb2.RecoverRequest,
         coordinator.v1.admin_pb2.RecoverResponse,
-    ]
-    """Scans the participants and works out what to do with every prepared branch; with `apply` it is done."""
-
-    Resolve: grpc.aio.UnaryUnaryMultiCallable[
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         coordinator.v1.admin_pb2.ResolveRequest,
         coordinator.v1.admin_pb2.ResolveResponse,
-    ]
-    """An operator's request about one transaction: what is decided is tried again at once, what is not decided can be rolled
-    back. It never contradicts a decision.
-    """
-
-    Forget: grpc.aio.UnaryUnaryMultiCallable[
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         coordinator.v1.admin_pb2.ForgetRequest,
         coordinator.v1.admin_pb2.ForgetResponse,
-    ]
-    """Drops a transaction with a heuristic outcome after people have dealt with it."""
-
-    Participants: grpc.aio.UnaryUnaryMultiCallable[
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         coordinator.v1.admin_pb2.ParticipantsRequest,
         coordinator.v1.admin_pb2.ParticipantsResponse,
-    ]
-
-    LogStatus: grpc.aio.UnaryUnaryMultiCallable[
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         coordinator.v1.admin_pb2.LogStatusRequest,
         coordinator.v1.admin_pb2.LogStatusResponse,
-    ]
+    ],
+]
 
 class AdminServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod

@@ -47,7 +47,7 @@ STATE_ROLLING_BACK: State.ValueType  # 4
 STATE_COMMITTED: State.ValueType  # 5
 STATE_ROLLED_BACK: State.ValueType  # 6
 STATE_HEURISTIC: State.ValueType  # 7
-global___State = State
+Global___State: typing_extensions.TypeAlias = State
 
 class _Outcome:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -76,7 +76,7 @@ OUTCOME_HEURISTIC_COMMIT: Outcome.ValueType  # 4
 OUTCOME_HEURISTIC_ROLLBACK: Outcome.ValueType  # 5
 OUTCOME_HEURISTIC_MIXED: Outcome.ValueType  # 6
 OUTCOME_HEURISTIC_HAZARD: Outcome.ValueType  # 7
-global___Outcome = Outcome
+Global___Outcome: typing_extensions.TypeAlias = Outcome
 
 class _WaitFor:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -99,7 +99,7 @@ WAIT_FOR_DECIDED: WaitFor.ValueType  # 1
 """The decision is durable; branches may still be on their way."""
 WAIT_FOR_COMPLETED: WaitFor.ValueType  # 2
 """Every branch has acknowledged."""
-global___WaitFor = WaitFor
+Global___WaitFor: typing_extensions.TypeAlias = WaitFor
 
 class _BranchState:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -124,7 +124,7 @@ BRANCH_STATE_IDLE: BranchState.ValueType  # 3
 BRANCH_STATE_PREPARED: BranchState.ValueType  # 4
 BRANCH_STATE_ROLLBACK_ONLY: BranchState.ValueType  # 5
 BRANCH_STATE_HEURISTICALLY_COMPLETED: BranchState.ValueType  # 6
-global___BranchState = BranchState
+Global___BranchState: typing_extensions.TypeAlias = BranchState
 
 @typing.final
 class BeginRequest(google.protobuf.message.Message):
@@ -159,7 +159,7 @@ class BeginRequest(google.protobuf.message.Message):
     def HasField(self, field_name: typing.Literal["timeout", b"timeout"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["directory", b"directory", "fingerprint", b"fingerprint", "idempotency_key", b"idempotency_key", "timeout", b"timeout"]) -> None: ...
 
-global___BeginRequest = BeginRequest
+Global___BeginRequest: typing_extensions.TypeAlias = BeginRequest
 
 @typing.final
 class BeginResponse(google.protobuf.message.Message):
@@ -176,19 +176,19 @@ class BeginResponse(google.protobuf.message.Message):
     @property
     def timeout(self) -> google.protobuf.duration_pb2.Duration: ...
     @property
-    def participants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ParticipantAddress]: ...
+    def participants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ParticipantAddress]: ...
     def __init__(
         self,
         *,
         gtrid: builtins.str = ...,
         timeout: google.protobuf.duration_pb2.Duration | None = ...,
         already_committed: builtins.bool = ...,
-        participants: collections.abc.Iterable[global___ParticipantAddress] | None = ...,
+        participants: collections.abc.Iterable[Global___ParticipantAddress] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["timeout", b"timeout"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["already_committed", b"already_committed", "gtrid", b"gtrid", "participants", b"participants", "timeout", b"timeout"]) -> None: ...
 
-global___BeginResponse = BeginResponse
+Global___BeginResponse: typing_extensions.TypeAlias = BeginResponse
 
 @typing.final
 class ParticipantAddress(google.protobuf.message.Message):
@@ -207,7 +207,7 @@ class ParticipantAddress(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["address", b"address", "participant", b"participant"]) -> None: ...
 
-global___ParticipantAddress = ParticipantAddress
+Global___ParticipantAddress: typing_extensions.TypeAlias = ParticipantAddress
 
 @typing.final
 class RunRequest(google.protobuf.message.Message):
@@ -222,13 +222,13 @@ class RunRequest(google.protobuf.message.Message):
     """As in Begin; the content is the branches, so no fingerprint is needed. While the first call is under way a second one
     waits for its outcome.
     """
-    wait_for: global___WaitFor.ValueType
+    wait_for: Global___WaitFor.ValueType
     in_order: builtins.bool
     """Run the branches one after the other in the given order (not in parallel): avoids deadlocks across servers among
     callers that keep to the same order.
     """
     @property
-    def branches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RunBranch]:
+    def branches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RunBranch]:
         """1 to 64, each participant once."""
 
     @property
@@ -236,16 +236,16 @@ class RunRequest(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        branches: collections.abc.Iterable[global___RunBranch] | None = ...,
+        branches: collections.abc.Iterable[Global___RunBranch] | None = ...,
         timeout: google.protobuf.duration_pb2.Duration | None = ...,
         idempotency_key: builtins.str = ...,
-        wait_for: global___WaitFor.ValueType = ...,
+        wait_for: Global___WaitFor.ValueType = ...,
         in_order: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["timeout", b"timeout"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["branches", b"branches", "idempotency_key", b"idempotency_key", "in_order", b"in_order", "timeout", b"timeout", "wait_for", b"wait_for"]) -> None: ...
 
-global___RunRequest = RunRequest
+Global___RunRequest: typing_extensions.TypeAlias = RunRequest
 
 @typing.final
 class RunBranch(google.protobuf.message.Message):
@@ -271,7 +271,7 @@ class RunBranch(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["participant", b"participant", "read_only", b"read_only", "statements", b"statements"]) -> None: ...
 
-global___RunBranch = RunBranch
+Global___RunBranch: typing_extensions.TypeAlias = RunBranch
 
 @typing.final
 class RunResponse(google.protobuf.message.Message):
@@ -284,33 +284,33 @@ class RunResponse(google.protobuf.message.Message):
     RESULTS_FIELD_NUMBER: builtins.int
     REPLAYED_FIELD_NUMBER: builtins.int
     gtrid: builtins.str
-    outcome: global___Outcome.ValueType
+    outcome: Global___Outcome.ValueType
     completed: builtins.bool
     """Every branch has acknowledged."""
     replayed: builtins.bool
     """This is the remembered outcome of an earlier call with the same idempotency key; rows aren't kept."""
     @property
-    def rejection(self) -> global___Rejection:
+    def rejection(self) -> Global___Rejection:
         """Why it was rolled back."""
 
     @property
-    def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___BranchResult]:
+    def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BranchResult]:
         """One a branch, in the request's order; empty when rolled back or replayed."""
 
     def __init__(
         self,
         *,
         gtrid: builtins.str = ...,
-        outcome: global___Outcome.ValueType = ...,
+        outcome: Global___Outcome.ValueType = ...,
         completed: builtins.bool = ...,
-        rejection: global___Rejection | None = ...,
-        results: collections.abc.Iterable[global___BranchResult] | None = ...,
+        rejection: Global___Rejection | None = ...,
+        results: collections.abc.Iterable[Global___BranchResult] | None = ...,
         replayed: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["rejection", b"rejection"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["completed", b"completed", "gtrid", b"gtrid", "outcome", b"outcome", "rejection", b"rejection", "replayed", b"replayed", "results", b"results"]) -> None: ...
 
-global___RunResponse = RunResponse
+Global___RunResponse: typing_extensions.TypeAlias = RunResponse
 
 @typing.final
 class BranchResult(google.protobuf.message.Message):
@@ -329,7 +329,7 @@ class BranchResult(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["participant", b"participant", "results", b"results"]) -> None: ...
 
-global___BranchResult = BranchResult
+Global___BranchResult: typing_extensions.TypeAlias = BranchResult
 
 @typing.final
 class Rejection(google.protobuf.message.Message):
@@ -368,7 +368,7 @@ class Rejection(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["_statement", b"_statement", "errno", b"errno", "message", b"message", "participant", b"participant", "reason", b"reason", "retryable", b"retryable", "statement", b"statement"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_statement", b"_statement"]) -> typing.Literal["statement"] | None: ...
 
-global___Rejection = Rejection
+Global___Rejection: typing_extensions.TypeAlias = Rejection
 
 @typing.final
 class CommitRequest(google.protobuf.message.Message):
@@ -377,16 +377,16 @@ class CommitRequest(google.protobuf.message.Message):
     GTRID_FIELD_NUMBER: builtins.int
     WAIT_FOR_FIELD_NUMBER: builtins.int
     gtrid: builtins.str
-    wait_for: global___WaitFor.ValueType
+    wait_for: Global___WaitFor.ValueType
     def __init__(
         self,
         *,
         gtrid: builtins.str = ...,
-        wait_for: global___WaitFor.ValueType = ...,
+        wait_for: Global___WaitFor.ValueType = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["gtrid", b"gtrid", "wait_for", b"wait_for"]) -> None: ...
 
-global___CommitRequest = CommitRequest
+Global___CommitRequest: typing_extensions.TypeAlias = CommitRequest
 
 @typing.final
 class CommitResponse(google.protobuf.message.Message):
@@ -395,22 +395,22 @@ class CommitResponse(google.protobuf.message.Message):
     OUTCOME_FIELD_NUMBER: builtins.int
     COMPLETED_FIELD_NUMBER: builtins.int
     REJECTION_FIELD_NUMBER: builtins.int
-    outcome: global___Outcome.ValueType
+    outcome: Global___Outcome.ValueType
     """COMMITTED, ROLLED_BACK or a heuristic outcome."""
     completed: builtins.bool
     @property
-    def rejection(self) -> global___Rejection: ...
+    def rejection(self) -> Global___Rejection: ...
     def __init__(
         self,
         *,
-        outcome: global___Outcome.ValueType = ...,
+        outcome: Global___Outcome.ValueType = ...,
         completed: builtins.bool = ...,
-        rejection: global___Rejection | None = ...,
+        rejection: Global___Rejection | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["rejection", b"rejection"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["completed", b"completed", "outcome", b"outcome", "rejection", b"rejection"]) -> None: ...
 
-global___CommitResponse = CommitResponse
+Global___CommitResponse: typing_extensions.TypeAlias = CommitResponse
 
 @typing.final
 class RollbackRequest(google.protobuf.message.Message):
@@ -425,7 +425,7 @@ class RollbackRequest(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["gtrid", b"gtrid"]) -> None: ...
 
-global___RollbackRequest = RollbackRequest
+Global___RollbackRequest: typing_extensions.TypeAlias = RollbackRequest
 
 @typing.final
 class RollbackResponse(google.protobuf.message.Message):
@@ -433,17 +433,17 @@ class RollbackResponse(google.protobuf.message.Message):
 
     OUTCOME_FIELD_NUMBER: builtins.int
     COMPLETED_FIELD_NUMBER: builtins.int
-    outcome: global___Outcome.ValueType
+    outcome: Global___Outcome.ValueType
     completed: builtins.bool
     def __init__(
         self,
         *,
-        outcome: global___Outcome.ValueType = ...,
+        outcome: Global___Outcome.ValueType = ...,
         completed: builtins.bool = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["completed", b"completed", "outcome", b"outcome"]) -> None: ...
 
-global___RollbackResponse = RollbackResponse
+Global___RollbackResponse: typing_extensions.TypeAlias = RollbackResponse
 
 @typing.final
 class GetRequest(google.protobuf.message.Message):
@@ -458,7 +458,7 @@ class GetRequest(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["gtrid", b"gtrid"]) -> None: ...
 
-global___GetRequest = GetRequest
+Global___GetRequest: typing_extensions.TypeAlias = GetRequest
 
 @typing.final
 class GetResponse(google.protobuf.message.Message):
@@ -469,17 +469,17 @@ class GetResponse(google.protobuf.message.Message):
     evidence: builtins.str
     """Where the answer comes from, for people: "live", "log", "witness rows"."""
     @property
-    def transaction(self) -> global___Transaction: ...
+    def transaction(self) -> Global___Transaction: ...
     def __init__(
         self,
         *,
-        transaction: global___Transaction | None = ...,
+        transaction: Global___Transaction | None = ...,
         evidence: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["transaction", b"transaction"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["evidence", b"evidence", "transaction", b"transaction"]) -> None: ...
 
-global___GetResponse = GetResponse
+Global___GetResponse: typing_extensions.TypeAlias = GetResponse
 
 @typing.final
 class ListRequest(google.protobuf.message.Message):
@@ -501,7 +501,7 @@ class ListRequest(google.protobuf.message.Message):
         """Only transactions at least this old."""
 
     @property
-    def states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___State.ValueType]:
+    def states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___State.ValueType]:
         """Only these states; empty: all."""
 
     def __init__(
@@ -509,14 +509,14 @@ class ListRequest(google.protobuf.message.Message):
         *,
         in_doubt: builtins.bool = ...,
         older_than: google.protobuf.duration_pb2.Duration | None = ...,
-        states: collections.abc.Iterable[global___State.ValueType] | None = ...,
+        states: collections.abc.Iterable[Global___State.ValueType] | None = ...,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["older_than", b"older_than"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["in_doubt", b"in_doubt", "older_than", b"older_than", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]) -> None: ...
 
-global___ListRequest = ListRequest
+Global___ListRequest: typing_extensions.TypeAlias = ListRequest
 
 @typing.final
 class ListResponse(google.protobuf.message.Message):
@@ -527,16 +527,16 @@ class ListResponse(google.protobuf.message.Message):
     next_page_token: builtins.str
     """Empty: that was the last page."""
     @property
-    def transactions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Transaction]: ...
+    def transactions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Transaction]: ...
     def __init__(
         self,
         *,
-        transactions: collections.abc.Iterable[global___Transaction] | None = ...,
+        transactions: collections.abc.Iterable[Global___Transaction] | None = ...,
         next_page_token: builtins.str = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "transactions", b"transactions"]) -> None: ...
 
-global___ListResponse = ListResponse
+Global___ListResponse: typing_extensions.TypeAlias = ListResponse
 
 @typing.final
 class WatchRequest(google.protobuf.message.Message):
@@ -551,7 +551,7 @@ class WatchRequest(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["gtrid", b"gtrid"]) -> None: ...
 
-global___WatchRequest = WatchRequest
+Global___WatchRequest: typing_extensions.TypeAlias = WatchRequest
 
 @typing.final
 class WatchResponse(google.protobuf.message.Message):
@@ -559,16 +559,16 @@ class WatchResponse(google.protobuf.message.Message):
 
     TRANSACTION_FIELD_NUMBER: builtins.int
     @property
-    def transaction(self) -> global___Transaction: ...
+    def transaction(self) -> Global___Transaction: ...
     def __init__(
         self,
         *,
-        transaction: global___Transaction | None = ...,
+        transaction: Global___Transaction | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["transaction", b"transaction"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["transaction", b"transaction"]) -> None: ...
 
-global___WatchResponse = WatchResponse
+Global___WatchResponse: typing_extensions.TypeAlias = WatchResponse
 
 @typing.final
 class Branch(google.protobuf.message.Message):
@@ -583,8 +583,8 @@ class Branch(google.protobuf.message.Message):
     participant: builtins.str
     number: builtins.int
     """The participant's number, as in the bqual."""
-    state: global___BranchState.ValueType
-    outcome: global___Outcome.ValueType
+    state: Global___BranchState.ValueType
+    outcome: Global___Outcome.ValueType
     attempts: builtins.int
     """Attempts of phase 2 so far."""
     last_error: builtins.str
@@ -594,14 +594,14 @@ class Branch(google.protobuf.message.Message):
         *,
         participant: builtins.str = ...,
         number: builtins.int = ...,
-        state: global___BranchState.ValueType = ...,
-        outcome: global___Outcome.ValueType = ...,
+        state: Global___BranchState.ValueType = ...,
+        outcome: Global___Outcome.ValueType = ...,
         attempts: builtins.int = ...,
         last_error: builtins.str = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "last_error", b"last_error", "number", b"number", "outcome", b"outcome", "participant", b"participant", "state", b"state"]) -> None: ...
 
-global___Branch = Branch
+Global___Branch: typing_extensions.TypeAlias = Branch
 
 @typing.final
 class Event(google.protobuf.message.Message):
@@ -626,7 +626,7 @@ class Event(google.protobuf.message.Message):
     def HasField(self, field_name: typing.Literal["at", b"at"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["at", b"at", "participant", b"participant", "what", b"what"]) -> None: ...
 
-global___Event = Event
+Global___Event: typing_extensions.TypeAlias = Event
 
 @typing.final
 class Transaction(google.protobuf.message.Message):
@@ -644,8 +644,8 @@ class Transaction(google.protobuf.message.Message):
     TIMELINE_FIELD_NUMBER: builtins.int
     RECOVERED_FIELD_NUMBER: builtins.int
     gtrid: builtins.str
-    state: global___State.ValueType
-    outcome: global___Outcome.ValueType
+    state: Global___State.ValueType
+    outcome: Global___Outcome.ValueType
     in_doubt: builtins.bool
     """A branch is or may be prepared and has not been finished."""
     blocked: builtins.bool
@@ -657,27 +657,27 @@ class Transaction(google.protobuf.message.Message):
     @property
     def age(self) -> google.protobuf.duration_pb2.Duration: ...
     @property
-    def branches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Branch]: ...
+    def branches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Branch]: ...
     @property
-    def rejection(self) -> global___Rejection: ...
+    def rejection(self) -> Global___Rejection: ...
     @property
-    def timeline(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Event]: ...
+    def timeline(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Event]: ...
     def __init__(
         self,
         *,
         gtrid: builtins.str = ...,
-        state: global___State.ValueType = ...,
-        outcome: global___Outcome.ValueType = ...,
+        state: Global___State.ValueType = ...,
+        outcome: Global___Outcome.ValueType = ...,
         begun_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         age: google.protobuf.duration_pb2.Duration | None = ...,
-        branches: collections.abc.Iterable[global___Branch] | None = ...,
-        rejection: global___Rejection | None = ...,
+        branches: collections.abc.Iterable[Global___Branch] | None = ...,
+        rejection: Global___Rejection | None = ...,
         in_doubt: builtins.bool = ...,
         blocked: builtins.bool = ...,
-        timeline: collections.abc.Iterable[global___Event] | None = ...,
+        timeline: collections.abc.Iterable[Global___Event] | None = ...,
         recovered: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["age", b"age", "begun_at", b"begun_at", "rejection", b"rejection"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["age", b"age", "begun_at", b"begun_at", "blocked", b"blocked", "branches", b"branches", "gtrid", b"gtrid", "in_doubt", b"in_doubt", "outcome", b"outcome", "recovered", b"recovered", "rejection", b"rejection", "state", b"state", "timeline", b"timeline"]) -> None: ...
 
-global___Transaction = Transaction
+Global___Transaction: typing_extensions.TypeAlias = Transaction

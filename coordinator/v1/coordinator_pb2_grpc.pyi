@@ -8,7 +8,13 @@ import collections.abc
 import coordinator.v1.coordinator_pb2
 import grpc
 import grpc.aio
+import sys
 import typing
+
+if sys.version_info >= (3, 13):
+    import typing as typing_extensions
+else:
+    import typing_extensions
 
 _T = typing.TypeVar("_T")
 
@@ -17,102 +23,241 @@ class _MaybeAsyncIterator(collections.abc.AsyncIterator[_T], collections.abc.Ite
 class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
-class CoordinatorStub:
+GRPC_GENERATED_VERSION: str
+GRPC_VERSION: str
+_CoordinatorBeginType = typing_extensions.TypeVar(
+    '_CoordinatorBeginType',
+    grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.BeginRequest,
+        coordinator.v1.coordinator_pb2.BeginResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.BeginRequest,
+        coordinator.v1.coordinator_pb2.BeginResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.BeginRequest,
+        coordinator.v1.coordinator_pb2.BeginResponse,
+    ],
+)
+
+_CoordinatorRunType = typing_extensions.TypeVar(
+    '_CoordinatorRunType',
+    grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.RunRequest,
+        coordinator.v1.coordinator_pb2.RunResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.RunRequest,
+        coordinator.v1.coordinator_pb2.RunResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.RunRequest,
+        coordinator.v1.coordinator_pb2.RunResponse,
+    ],
+)
+
+_CoordinatorCommitType = typing_extensions.TypeVar(
+    '_CoordinatorCommitType',
+    grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.CommitRequest,
+        coordinator.v1.coordinator_pb2.CommitResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.CommitRequest,
+        coordinator.v1.coordinator_pb2.CommitResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.CommitRequest,
+        coordinator.v1.coordinator_pb2.CommitResponse,
+    ],
+)
+
+_CoordinatorRollbackType = typing_extensions.TypeVar(
+    '_CoordinatorRollbackType',
+    grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.RollbackRequest,
+        coordinator.v1.coordinator_pb2.RollbackResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.RollbackRequest,
+        coordinator.v1.coordinator_pb2.RollbackResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.RollbackRequest,
+        coordinator.v1.coordinator_pb2.RollbackResponse,
+    ],
+)
+
+_CoordinatorGetType = typing_extensions.TypeVar(
+    '_CoordinatorGetType',
+    grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.GetRequest,
+        coordinator.v1.coordinator_pb2.GetResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.GetRequest,
+        coordinator.v1.coordinator_pb2.GetResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.GetRequest,
+        coordinator.v1.coordinator_pb2.GetResponse,
+    ],
+)
+
+_CoordinatorListType = typing_extensions.TypeVar(
+    '_CoordinatorListType',
+    grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.ListRequest,
+        coordinator.v1.coordinator_pb2.ListResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.ListRequest,
+        coordinator.v1.coordinator_pb2.ListResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        coordinator.v1.coordinator_pb2.ListRequest,
+        coordinator.v1.coordinator_pb2.ListResponse,
+    ],
+)
+
+_CoordinatorWatchType = typing_extensions.TypeVar(
+    '_CoordinatorWatchType',
+    grpc.UnaryStreamMultiCallable[
+        coordinator.v1.coordinator_pb2.WatchRequest,
+        coordinator.v1.coordinator_pb2.WatchResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        coordinator.v1.coordinator_pb2.WatchRequest,
+        coordinator.v1.coordinator_pb2.WatchResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        coordinator.v1.coordinator_pb2.WatchRequest,
+        coordinator.v1.coordinator_pb2.WatchResponse,
+    ],
+)
+
+class CoordinatorStub(typing.Generic[_CoordinatorBeginType, _CoordinatorRunType, _CoordinatorCommitType, _CoordinatorRollbackType, _CoordinatorGetType, _CoordinatorListType, _CoordinatorWatchType]):
     """Errors are google.rpc.Status with one google.rpc.ErrorInfo: domain "xacoord", reason a stable code (dtp/errors.py),
     metadata "retryable", "definite" ("true" or "false") and, where it applies, "gtrid". An error that is not definite
     leaves the outcome unknown: ask Get.
     """
 
-    def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
-    Begin: grpc.UnaryUnaryMultiCallable[
-        coordinator.v1.coordinator_pb2.BeginRequest,
-        coordinator.v1.coordinator_pb2.BeginResponse,
-    ]
+    @typing.overload
+    def __init__(self: CoordinatorStub[
+        grpc.UnaryUnaryMultiCallable[
+            coordinator.v1.coordinator_pb2.BeginRequest,
+            coordinator.v1.coordinator_pb2.BeginResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            coordinator.v1.coordinator_pb2.RunRequest,
+            coordinator.v1.coordinator_pb2.RunResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            coordinator.v1.coordinator_pb2.CommitRequest,
+            coordinator.v1.coordinator_pb2.CommitResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            coordinator.v1.coordinator_pb2.RollbackRequest,
+            coordinator.v1.coordinator_pb2.RollbackResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            coordinator.v1.coordinator_pb2.GetRequest,
+            coordinator.v1.coordinator_pb2.GetResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            coordinator.v1.coordinator_pb2.ListRequest,
+            coordinator.v1.coordinator_pb2.ListResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            coordinator.v1.coordinator_pb2.WatchRequest,
+            coordinator.v1.coordinator_pb2.WatchResponse,
+        ],
+    ], channel: grpc.Channel) -> None: ...
+
+    @typing.overload
+    def __init__(self: CoordinatorStub[
+        grpc.aio.UnaryUnaryMultiCallable[
+            coordinator.v1.coordinator_pb2.BeginRequest,
+            coordinator.v1.coordinator_pb2.BeginResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            coordinator.v1.coordinator_pb2.RunRequest,
+            coordinator.v1.coordinator_pb2.RunResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            coordinator.v1.coordinator_pb2.CommitRequest,
+            coordinator.v1.coordinator_pb2.CommitResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            coordinator.v1.coordinator_pb2.RollbackRequest,
+            coordinator.v1.coordinator_pb2.RollbackResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            coordinator.v1.coordinator_pb2.GetRequest,
+            coordinator.v1.coordinator_pb2.GetResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            coordinator.v1.coordinator_pb2.ListRequest,
+            coordinator.v1.coordinator_pb2.ListResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            coordinator.v1.coordinator_pb2.WatchRequest,
+            coordinator.v1.coordinator_pb2.WatchResponse,
+        ],
+    ], channel: grpc.aio.Channel) -> None: ...
+
+    Begin: _CoordinatorBeginType
     """Gives a transaction its id. Nothing is logged yet."""
 
-    Run: grpc.UnaryUnaryMultiCallable[
-        coordinator.v1.coordinator_pb2.RunRequest,
-        coordinator.v1.coordinator_pb2.RunResponse,
-    ]
+    Run: _CoordinatorRunType
     """One shot: all branches with their statements, prepared and decided in one call."""
 
-    Commit: grpc.UnaryUnaryMultiCallable[
-        coordinator.v1.coordinator_pb2.CommitRequest,
-        coordinator.v1.coordinator_pb2.CommitResponse,
-    ]
+    Commit: _CoordinatorCommitType
     """Prepares every branch that works for the transaction and decides. Repeating it gives the same outcome."""
 
-    Rollback: grpc.UnaryUnaryMultiCallable[
-        coordinator.v1.coordinator_pb2.RollbackRequest,
-        coordinator.v1.coordinator_pb2.RollbackResponse,
-    ]
+    Rollback: _CoordinatorRollbackType
     """Rolls back everywhere. Repeating it is harmless; after a decision to commit it is refused."""
 
-    Get: grpc.UnaryUnaryMultiCallable[
-        coordinator.v1.coordinator_pb2.GetRequest,
-        coordinator.v1.coordinator_pb2.GetResponse,
-    ]
+    Get: _CoordinatorGetType
     """What is known of a transaction; where the log has dropped it, the witness rows are asked."""
 
-    List: grpc.UnaryUnaryMultiCallable[
-        coordinator.v1.coordinator_pb2.ListRequest,
-        coordinator.v1.coordinator_pb2.ListResponse,
-    ]
+    List: _CoordinatorListType
     """Transactions that have not ended, and the last ones that have."""
 
-    Watch: grpc.UnaryStreamMultiCallable[
-        coordinator.v1.coordinator_pb2.WatchRequest,
-        coordinator.v1.coordinator_pb2.WatchResponse,
-    ]
+    Watch: _CoordinatorWatchType
     """A transaction's states as they change, until it has ended."""
 
-class CoordinatorAsyncStub:
-    """Errors are google.rpc.Status with one google.rpc.ErrorInfo: domain "xacoord", reason a stable code (dtp/errors.py),
-    metadata "retryable", "definite" ("true" or "false") and, where it applies, "gtrid". An error that is not definite
-    leaves the outcome unknown: ask Get.
-    """
-
-    Begin: grpc.aio.UnaryUnaryMultiCallable[
+CoordinatorAsyncStub: typing_extensions.TypeAlias = CoordinatorStub[
+    grpc.aio.UnaryUnaryMultiCallable[
         coordinator.v1.coordinator_pb2.BeginRequest,
         coordinator.v1.coordinator_pb2.BeginResponse,
-    ]
-    """Gives a transaction its id. Nothing is logged yet."""
-
-    Run: grpc.aio.UnaryUnaryMultiCallable[
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         coordinator.v1.coordinator_pb2.RunRequest,
         coordinator.v1.coordinator_pb2.RunResponse,
-    ]
-    """One shot: all branches with their statements, prepared and decided in one call."""
-
-    Commit: grpc.aio.UnaryUnaryMultiCallable[
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         coordinator.v1.coordinator_pb2.CommitRequest,
         coordinator.v1.coordinator_pb2.CommitResponse,
-    ]
-    """Prepares every branch that works for the transaction and decides. Repeating it gives the same outcome."""
-
-    Rollback: grpc.aio.UnaryUnaryMultiCallable[
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         coordinator.v1.coordinator_pb2.RollbackRequest,
         coordinator.v1.coordinator_pb2.RollbackResponse,
-    ]
-    """Rolls back everywhere. Repeating it is harmless; after a decision to commit it is refused."""
-
-    Get: grpc.aio.UnaryUnaryMultiCallable[
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         coordinator.v1.coordinator_pb2.GetRequest,
         coordinator.v1.coordinator_pb2.GetResponse,
-    ]
-    """What is known of a transaction; where the log has dropped it, the witness rows are asked."""
-
-    List: grpc.aio.UnaryUnaryMultiCallable[
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         coordinator.v1.coordinator_pb2.ListRequest,
         coordinator.v1.coordinator_pb2.ListResponse,
-    ]
-    """Transactions that have not ended, and the last ones that have."""
-
-    Watch: grpc.aio.UnaryStreamMultiCallable[
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
         coordinator.v1.coordinator_pb2.WatchRequest,
         coordinator.v1.coordinator_pb2.WatchResponse,
-    ]
-    """A transaction's states as they change, until it has ended."""
+    ],
+]
 
 class CoordinatorServicer(metaclass=abc.ABCMeta):
     """Errors are google.rpc.Status with one google.rpc.ErrorInfo: domain "xacoord", reason a stable code (dtp/errors.py),

@@ -10,7 +10,13 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
+import sys
 import typing
+
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
@@ -37,7 +43,7 @@ class EpochRecord(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["at", b"at", "coordinator_id", b"coordinator_id", "nonce", b"nonce"]) -> None: ...
 
-global___EpochRecord = EpochRecord
+Global___EpochRecord: typing_extensions.TypeAlias = EpochRecord
 
 @typing.final
 class ParticipantRecord(google.protobuf.message.Message):
@@ -57,7 +63,7 @@ class ParticipantRecord(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["name", b"name", "number", b"number"]) -> None: ...
 
-global___ParticipantRecord = ParticipantRecord
+Global___ParticipantRecord: typing_extensions.TypeAlias = ParticipantRecord
 
 @typing.final
 class PrepareRecord(google.protobuf.message.Message):
@@ -78,7 +84,7 @@ class PrepareRecord(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["begun_at", b"begun_at", "participants", b"participants"]) -> None: ...
 
-global___PrepareRecord = PrepareRecord
+Global___PrepareRecord: typing_extensions.TypeAlias = PrepareRecord
 
 @typing.final
 class CommitRecord(google.protobuf.message.Message):
@@ -108,7 +114,7 @@ class CommitRecord(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["begun_at", b"begun_at", "decided_at", b"decided_at", "fingerprint", b"fingerprint", "idempotency_key", b"idempotency_key", "participants", b"participants"]) -> None: ...
 
-global___CommitRecord = CommitRecord
+Global___CommitRecord: typing_extensions.TypeAlias = CommitRecord
 
 @typing.final
 class EndRecord(google.protobuf.message.Message):
@@ -136,7 +142,7 @@ class EndRecord(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["at", b"at", "committed", b"committed", "fingerprint", b"fingerprint", "idempotency_key", b"idempotency_key"]) -> None: ...
 
-global___EndRecord = EndRecord
+Global___EndRecord: typing_extensions.TypeAlias = EndRecord
 
 @typing.final
 class HeuristicRecord(google.protobuf.message.Message):
@@ -154,7 +160,7 @@ class HeuristicRecord(google.protobuf.message.Message):
     begun_at: builtins.int
     at: builtins.int
     @property
-    def branches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___HeuristicBranch]: ...
+    def branches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___HeuristicBranch]: ...
     @property
     def participants(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """All participants of the transaction."""
@@ -162,7 +168,7 @@ class HeuristicRecord(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        branches: collections.abc.Iterable[global___HeuristicBranch] | None = ...,
+        branches: collections.abc.Iterable[Global___HeuristicBranch] | None = ...,
         decision: builtins.str = ...,
         participants: collections.abc.Iterable[builtins.int] | None = ...,
         begun_at: builtins.int = ...,
@@ -170,7 +176,7 @@ class HeuristicRecord(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["at", b"at", "begun_at", b"begun_at", "branches", b"branches", "decision", b"decision", "participants", b"participants"]) -> None: ...
 
-global___HeuristicRecord = HeuristicRecord
+Global___HeuristicRecord: typing_extensions.TypeAlias = HeuristicRecord
 
 @typing.final
 class HeuristicBranch(google.protobuf.message.Message):
@@ -189,7 +195,7 @@ class HeuristicBranch(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["outcome", b"outcome", "participant", b"participant"]) -> None: ...
 
-global___HeuristicBranch = HeuristicBranch
+Global___HeuristicBranch: typing_extensions.TypeAlias = HeuristicBranch
 
 @typing.final
 class ForgetRecord(google.protobuf.message.Message):
@@ -206,4 +212,4 @@ class ForgetRecord(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["at", b"at"]) -> None: ...
 
-global___ForgetRecord = ForgetRecord
+Global___ForgetRecord: typing_extensions.TypeAlias = ForgetRecord

@@ -37,7 +37,7 @@ VOTE_UNSPECIFIED: Vote.ValueType  # 0
 VOTE_OK: Vote.ValueType  # 1
 VOTE_READ_ONLY: Vote.ValueType  # 2
 VOTE_ROLLBACK: Vote.ValueType  # 3
-global___Vote = Vote
+Global___Vote: typing_extensions.TypeAlias = Vote
 
 class _FinishedState:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -74,7 +74,7 @@ FINISHED_STATE_HEURISTIC_ROLLBACK: FinishedState.ValueType  # 5
 """Someone else rolled it back, or the server lost it (it was to be committed)."""
 FINISHED_STATE_HEURISTIC_HAZARD: FinishedState.ValueType  # 6
 """It is gone and nothing proves how it ended."""
-global___FinishedState = FinishedState
+Global___FinishedState: typing_extensions.TypeAlias = FinishedState
 
 class _EvidenceState:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -103,7 +103,7 @@ EVIDENCE_STATE_UNDECIDED: EvidenceState.ValueType  # 3
 """XA RECOVER lists it, or a session works on it."""
 EVIDENCE_STATE_NONE: EvidenceState.ValueType  # 4
 """No witness row, and one of that age would have been purged, or this agent writes none."""
-global___EvidenceState = EvidenceState
+Global___EvidenceState: typing_extensions.TypeAlias = EvidenceState
 
 @typing.final
 class ExecuteRequest(google.protobuf.message.Message):
@@ -112,10 +112,15 @@ class ExecuteRequest(google.protobuf.message.Message):
     GTRID_FIELD_NUMBER: builtins.int
     STATEMENTS_FIELD_NUMBER: builtins.int
     READ_ONLY_FIELD_NUMBER: builtins.int
+    PARTICIPANT_FIELD_NUMBER: builtins.int
     gtrid: builtins.str
     """20 characters, from Begin."""
     read_only: builtins.bool
     """The branch promises to change nothing, and the server enforces it. Counts on the call that starts the branch."""
+    participant: builtins.str
+    """The participant that the caller means; another one than the agent's own is refused with PARTICIPANT_MISMATCH, because
+    an agent's address can be reused by another agent. Empty: not checked.
+    """
     @property
     def statements(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[participant_agent.v1.statement_pb2.Statement]:
         """1 to 256, run in order; the first that fails ends the call and dooms the branch."""
@@ -126,10 +131,11 @@ class ExecuteRequest(google.protobuf.message.Message):
         gtrid: builtins.str = ...,
         statements: collections.abc.Iterable[participant_agent.v1.statement_pb2.Statement] | None = ...,
         read_only: builtins.bool = ...,
+        participant: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["gtrid", b"gtrid", "read_only", b"read_only", "statements", b"statements"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gtrid", b"gtrid", "participant", b"participant", "read_only", b"read_only", "statements", b"statements"]) -> None: ...
 
-global___ExecuteRequest = ExecuteRequest
+Global___ExecuteRequest: typing_extensions.TypeAlias = ExecuteRequest
 
 @typing.final
 class ExecuteResponse(google.protobuf.message.Message):
@@ -147,7 +153,7 @@ class ExecuteResponse(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["results", b"results"]) -> None: ...
 
-global___ExecuteResponse = ExecuteResponse
+Global___ExecuteResponse: typing_extensions.TypeAlias = ExecuteResponse
 
 @typing.final
 class AttachRequest(google.protobuf.message.Message):
@@ -161,22 +167,22 @@ class AttachRequest(google.protobuf.message.Message):
     Empty: nothing to purge.
     """
     @property
-    def hello(self) -> global___Hello:
+    def hello(self) -> Global___Hello:
         """In the first message of the stream only."""
 
     @property
-    def commands(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Command]: ...
+    def commands(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Command]: ...
     def __init__(
         self,
         *,
-        hello: global___Hello | None = ...,
-        commands: collections.abc.Iterable[global___Command] | None = ...,
+        hello: Global___Hello | None = ...,
+        commands: collections.abc.Iterable[Global___Command] | None = ...,
         purge_below: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["hello", b"hello"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["commands", b"commands", "hello", b"hello", "purge_below", b"purge_below"]) -> None: ...
 
-global___AttachRequest = AttachRequest
+Global___AttachRequest: typing_extensions.TypeAlias = AttachRequest
 
 @typing.final
 class Hello(google.protobuf.message.Message):
@@ -200,7 +206,7 @@ class Hello(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["coordinator_id", b"coordinator_id", "epoch", b"epoch", "log_identity", b"log_identity"]) -> None: ...
 
-global___Hello = Hello
+Global___Hello: typing_extensions.TypeAlias = Hello
 
 @typing.final
 class Command(google.protobuf.message.Message):
@@ -217,32 +223,32 @@ class Command(google.protobuf.message.Message):
     gtrid: builtins.str
     """20 characters."""
     @property
-    def run(self) -> global___Run: ...
+    def run(self) -> Global___Run: ...
     @property
-    def prepare(self) -> global___Prepare: ...
+    def prepare(self) -> Global___Prepare: ...
     @property
-    def commit(self) -> global___Commit: ...
+    def commit(self) -> Global___Commit: ...
     @property
-    def rollback(self) -> global___Rollback: ...
+    def rollback(self) -> Global___Rollback: ...
     @property
-    def enlisted(self) -> global___Enlisted:
+    def enlisted(self) -> Global___Enlisted:
         """The answer to an Enlist report."""
 
     def __init__(
         self,
         *,
         gtrid: builtins.str = ...,
-        run: global___Run | None = ...,
-        prepare: global___Prepare | None = ...,
-        commit: global___Commit | None = ...,
-        rollback: global___Rollback | None = ...,
-        enlisted: global___Enlisted | None = ...,
+        run: Global___Run | None = ...,
+        prepare: Global___Prepare | None = ...,
+        commit: Global___Commit | None = ...,
+        rollback: Global___Rollback | None = ...,
+        enlisted: Global___Enlisted | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["commit", b"commit", "enlisted", b"enlisted", "prepare", b"prepare", "rollback", b"rollback", "run", b"run", "verb", b"verb"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["commit", b"commit", "enlisted", b"enlisted", "gtrid", b"gtrid", "prepare", b"prepare", "rollback", b"rollback", "run", b"run", "verb", b"verb"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["verb", b"verb"]) -> typing.Literal["run", "prepare", "commit", "rollback", "enlisted"] | None: ...
 
-global___Command = Command
+Global___Command: typing_extensions.TypeAlias = Command
 
 @typing.final
 class Run(google.protobuf.message.Message):
@@ -277,7 +283,7 @@ class Run(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["one_phase", b"one_phase", "participants", b"participants", "read_only", b"read_only", "remaining_milliseconds", b"remaining_milliseconds", "statements", b"statements"]) -> None: ...
 
-global___Run = Run
+Global___Run: typing_extensions.TypeAlias = Run
 
 @typing.final
 class Prepare(google.protobuf.message.Message):
@@ -295,7 +301,7 @@ class Prepare(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["participants", b"participants"]) -> None: ...
 
-global___Prepare = Prepare
+Global___Prepare: typing_extensions.TypeAlias = Prepare
 
 @typing.final
 class Commit(google.protobuf.message.Message):
@@ -312,7 +318,7 @@ class Commit(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["one_phase", b"one_phase"]) -> None: ...
 
-global___Commit = Commit
+Global___Commit: typing_extensions.TypeAlias = Commit
 
 @typing.final
 class Rollback(google.protobuf.message.Message):
@@ -324,7 +330,7 @@ class Rollback(google.protobuf.message.Message):
         self,
     ) -> None: ...
 
-global___Rollback = Rollback
+Global___Rollback: typing_extensions.TypeAlias = Rollback
 
 @typing.final
 class Enlisted(google.protobuf.message.Message):
@@ -346,7 +352,7 @@ class Enlisted(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "reason", b"reason", "remaining_milliseconds", b"remaining_milliseconds"]) -> None: ...
 
-global___Enlisted = Enlisted
+Global___Enlisted: typing_extensions.TypeAlias = Enlisted
 
 @typing.final
 class AttachResponse(google.protobuf.message.Message):
@@ -354,15 +360,15 @@ class AttachResponse(google.protobuf.message.Message):
 
     REPORTS_FIELD_NUMBER: builtins.int
     @property
-    def reports(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Report]: ...
+    def reports(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Report]: ...
     def __init__(
         self,
         *,
-        reports: collections.abc.Iterable[global___Report] | None = ...,
+        reports: collections.abc.Iterable[Global___Report] | None = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["reports", b"reports"]) -> None: ...
 
-global___AttachResponse = AttachResponse
+Global___AttachResponse: typing_extensions.TypeAlias = AttachResponse
 
 @typing.final
 class Report(google.protobuf.message.Message):
@@ -374,26 +380,26 @@ class Report(google.protobuf.message.Message):
     FINISHED_FIELD_NUMBER: builtins.int
     gtrid: builtins.str
     @property
-    def enlist(self) -> global___Enlist:
+    def enlist(self) -> Global___Enlist:
         """A client's first Execute started a branch; the agent answers the client when the coordinator has accepted."""
 
     @property
-    def voted(self) -> global___Voted: ...
+    def voted(self) -> Global___Voted: ...
     @property
-    def finished(self) -> global___Finished: ...
+    def finished(self) -> Global___Finished: ...
     def __init__(
         self,
         *,
         gtrid: builtins.str = ...,
-        enlist: global___Enlist | None = ...,
-        voted: global___Voted | None = ...,
-        finished: global___Finished | None = ...,
+        enlist: Global___Enlist | None = ...,
+        voted: Global___Voted | None = ...,
+        finished: Global___Finished | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["enlist", b"enlist", "event", b"event", "finished", b"finished", "voted", b"voted"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["enlist", b"enlist", "event", b"event", "finished", b"finished", "gtrid", b"gtrid", "voted", b"voted"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["enlist", "voted", "finished"] | None: ...
 
-global___Report = Report
+Global___Report: typing_extensions.TypeAlias = Report
 
 @typing.final
 class Enlist(google.protobuf.message.Message):
@@ -403,7 +409,7 @@ class Enlist(google.protobuf.message.Message):
         self,
     ) -> None: ...
 
-global___Enlist = Enlist
+Global___Enlist: typing_extensions.TypeAlias = Enlist
 
 @typing.final
 class Failure(google.protobuf.message.Message):
@@ -438,7 +444,7 @@ class Failure(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["_statement", b"_statement", "errno", b"errno", "message", b"message", "reason", b"reason", "retryable", b"retryable", "statement", b"statement"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_statement", b"_statement"]) -> typing.Literal["statement"] | None: ...
 
-global___Failure = Failure
+Global___Failure: typing_extensions.TypeAlias = Failure
 
 @typing.final
 class Voted(google.protobuf.message.Message):
@@ -447,9 +453,9 @@ class Voted(google.protobuf.message.Message):
     VOTE_FIELD_NUMBER: builtins.int
     FAILURE_FIELD_NUMBER: builtins.int
     RESULTS_FIELD_NUMBER: builtins.int
-    vote: global___Vote.ValueType
+    vote: Global___Vote.ValueType
     @property
-    def failure(self) -> global___Failure:
+    def failure(self) -> Global___Failure:
         """Present with VOTE_ROLLBACK."""
 
     @property
@@ -459,14 +465,14 @@ class Voted(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        vote: global___Vote.ValueType = ...,
-        failure: global___Failure | None = ...,
+        vote: Global___Vote.ValueType = ...,
+        failure: Global___Failure | None = ...,
         results: collections.abc.Iterable[participant_agent.v1.statement_pb2.StatementResult] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["failure", b"failure"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["failure", b"failure", "results", b"results", "vote", b"vote"]) -> None: ...
 
-global___Voted = Voted
+Global___Voted: typing_extensions.TypeAlias = Voted
 
 @typing.final
 class Finished(google.protobuf.message.Message):
@@ -475,9 +481,9 @@ class Finished(google.protobuf.message.Message):
     STATE_FIELD_NUMBER: builtins.int
     FAILURE_FIELD_NUMBER: builtins.int
     RESULTS_FIELD_NUMBER: builtins.int
-    state: global___FinishedState.ValueType
+    state: Global___FinishedState.ValueType
     @property
-    def failure(self) -> global___Failure: ...
+    def failure(self) -> Global___Failure: ...
     @property
     def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[participant_agent.v1.statement_pb2.StatementResult]:
         """The results of a Run with one_phase."""
@@ -485,14 +491,14 @@ class Finished(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        state: global___FinishedState.ValueType = ...,
-        failure: global___Failure | None = ...,
+        state: Global___FinishedState.ValueType = ...,
+        failure: Global___Failure | None = ...,
         results: collections.abc.Iterable[participant_agent.v1.statement_pb2.StatementResult] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["failure", b"failure"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["failure", b"failure", "results", b"results", "state", b"state"]) -> None: ...
 
-global___Finished = Finished
+Global___Finished: typing_extensions.TypeAlias = Finished
 
 @typing.final
 class FenceRequest(google.protobuf.message.Message):
@@ -512,7 +518,7 @@ class FenceRequest(google.protobuf.message.Message):
     number: builtins.int
     """The participant's number (bqual), given once."""
     @property
-    def history(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Epoch]:
+    def history(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Epoch]:
         """The coordinator's last epochs with their nonces, this one included; at most 1,001. The epoch that the agent remembers
         must be among them with the nonce that it remembers: a log restored from a backup, which gives the same epochs again,
         has other nonces. Otherwise LOG_IDENTITY_CHANGED.
@@ -526,11 +532,11 @@ class FenceRequest(google.protobuf.message.Message):
         log_identity: builtins.bytes = ...,
         participant: builtins.str = ...,
         number: builtins.int = ...,
-        history: collections.abc.Iterable[global___Epoch] | None = ...,
+        history: collections.abc.Iterable[Global___Epoch] | None = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["coordinator_id", b"coordinator_id", "epoch", b"epoch", "history", b"history", "log_identity", b"log_identity", "number", b"number", "participant", b"participant"]) -> None: ...
 
-global___FenceRequest = FenceRequest
+Global___FenceRequest: typing_extensions.TypeAlias = FenceRequest
 
 @typing.final
 class Epoch(google.protobuf.message.Message):
@@ -548,7 +554,7 @@ class Epoch(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "nonce", b"nonce"]) -> None: ...
 
-global___Epoch = Epoch
+Global___Epoch: typing_extensions.TypeAlias = Epoch
 
 @typing.final
 class FenceResponse(google.protobuf.message.Message):
@@ -559,17 +565,17 @@ class FenceResponse(google.protobuf.message.Message):
     ended_sessions: builtins.int
     """Sessions of lower epochs that were ended."""
     @property
-    def server(self) -> global___ServerInfo: ...
+    def server(self) -> Global___ServerInfo: ...
     def __init__(
         self,
         *,
         ended_sessions: builtins.int = ...,
-        server: global___ServerInfo | None = ...,
+        server: Global___ServerInfo | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["server", b"server"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["ended_sessions", b"ended_sessions", "server", b"server"]) -> None: ...
 
-global___FenceResponse = FenceResponse
+Global___FenceResponse: typing_extensions.TypeAlias = FenceResponse
 
 @typing.final
 class ServerInfo(google.protobuf.message.Message):
@@ -600,7 +606,7 @@ class ServerInfo(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["address", b"address", "engine", b"engine", "identity", b"identity", "version", b"version", "witness", b"witness"]) -> None: ...
 
-global___ServerInfo = ServerInfo
+Global___ServerInfo: typing_extensions.TypeAlias = ServerInfo
 
 @typing.final
 class ScanRequest(google.protobuf.message.Message):
@@ -619,7 +625,7 @@ class ScanRequest(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["coordinator_id", b"coordinator_id", "epoch", b"epoch"]) -> None: ...
 
-global___ScanRequest = ScanRequest
+Global___ScanRequest: typing_extensions.TypeAlias = ScanRequest
 
 @typing.final
 class PreparedXid(google.protobuf.message.Message):
@@ -642,7 +648,7 @@ class PreparedXid(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["bqual", b"bqual", "format_id", b"format_id", "gtrid", b"gtrid"]) -> None: ...
 
-global___PreparedXid = PreparedXid
+Global___PreparedXid: typing_extensions.TypeAlias = PreparedXid
 
 @typing.final
 class ScanResponse(google.protobuf.message.Message):
@@ -655,25 +661,25 @@ class ScanResponse(google.protobuf.message.Message):
     ghosts: builtins.int
     """InnoDB transactions that no session and no XID owns (MariaDB after COM_RESET_CONNECTION)."""
     @property
-    def prepared(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PreparedXid]: ...
+    def prepared(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PreparedXid]: ...
     @property
-    def blocked(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___BlockedSession]:
+    def blocked(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BlockedSession]:
         """Sessions that wait for a lock that a prepared branch holds; at most 1,000."""
 
     @property
-    def server(self) -> global___ServerInfo: ...
+    def server(self) -> Global___ServerInfo: ...
     def __init__(
         self,
         *,
-        prepared: collections.abc.Iterable[global___PreparedXid] | None = ...,
+        prepared: collections.abc.Iterable[Global___PreparedXid] | None = ...,
         ghosts: builtins.int = ...,
-        blocked: collections.abc.Iterable[global___BlockedSession] | None = ...,
-        server: global___ServerInfo | None = ...,
+        blocked: collections.abc.Iterable[Global___BlockedSession] | None = ...,
+        server: Global___ServerInfo | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["server", b"server"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["blocked", b"blocked", "ghosts", b"ghosts", "prepared", b"prepared", "server", b"server"]) -> None: ...
 
-global___ScanResponse = ScanResponse
+Global___ScanResponse: typing_extensions.TypeAlias = ScanResponse
 
 @typing.final
 class BlockedSession(google.protobuf.message.Message):
@@ -698,7 +704,7 @@ class BlockedSession(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["connection_id", b"connection_id", "table", b"table", "user", b"user", "waited_seconds", b"waited_seconds"]) -> None: ...
 
-global___BlockedSession = BlockedSession
+Global___BlockedSession: typing_extensions.TypeAlias = BlockedSession
 
 @typing.final
 class LookupRequest(google.protobuf.message.Message):
@@ -719,7 +725,7 @@ class LookupRequest(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["coordinator_id", b"coordinator_id", "gtrids", b"gtrids"]) -> None: ...
 
-global___LookupRequest = LookupRequest
+Global___LookupRequest: typing_extensions.TypeAlias = LookupRequest
 
 @typing.final
 class LookupResponse(google.protobuf.message.Message):
@@ -727,17 +733,17 @@ class LookupResponse(google.protobuf.message.Message):
 
     EVIDENCE_FIELD_NUMBER: builtins.int
     @property
-    def evidence(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Evidence]:
+    def evidence(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Evidence]:
         """One a gtrid, in order."""
 
     def __init__(
         self,
         *,
-        evidence: collections.abc.Iterable[global___Evidence] | None = ...,
+        evidence: collections.abc.Iterable[Global___Evidence] | None = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["evidence", b"evidence"]) -> None: ...
 
-global___LookupResponse = LookupResponse
+Global___LookupResponse: typing_extensions.TypeAlias = LookupResponse
 
 @typing.final
 class Evidence(google.protobuf.message.Message):
@@ -746,13 +752,13 @@ class Evidence(google.protobuf.message.Message):
     GTRID_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
     gtrid: builtins.str
-    state: global___EvidenceState.ValueType
+    state: Global___EvidenceState.ValueType
     def __init__(
         self,
         *,
         gtrid: builtins.str = ...,
-        state: global___EvidenceState.ValueType = ...,
+        state: Global___EvidenceState.ValueType = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["gtrid", b"gtrid", "state", b"state"]) -> None: ...
 
-global___Evidence = Evidence
+Global___Evidence: typing_extensions.TypeAlias = Evidence

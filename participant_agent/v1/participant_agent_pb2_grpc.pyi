@@ -8,7 +8,13 @@ import collections.abc
 import grpc
 import grpc.aio
 import participant_agent.v1.participant_agent_pb2
+import sys
 import typing
+
+if sys.version_info >= (3, 13):
+    import typing as typing_extensions
+else:
+    import typing_extensions
 
 _T = typing.TypeVar("_T")
 
@@ -17,86 +23,183 @@ class _MaybeAsyncIterator(collections.abc.AsyncIterator[_T], collections.abc.Ite
 class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
-class ParticipantAgentStub:
+GRPC_GENERATED_VERSION: str
+GRPC_VERSION: str
+_ParticipantAgentExecuteType = typing_extensions.TypeVar(
+    '_ParticipantAgentExecuteType',
+    grpc.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.ExecuteRequest,
+        participant_agent.v1.participant_agent_pb2.ExecuteResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.ExecuteRequest,
+        participant_agent.v1.participant_agent_pb2.ExecuteResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.ExecuteRequest,
+        participant_agent.v1.participant_agent_pb2.ExecuteResponse,
+    ],
+)
+
+_ParticipantAgentAttachType = typing_extensions.TypeVar(
+    '_ParticipantAgentAttachType',
+    grpc.StreamStreamMultiCallable[
+        participant_agent.v1.participant_agent_pb2.AttachRequest,
+        participant_agent.v1.participant_agent_pb2.AttachResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        participant_agent.v1.participant_agent_pb2.AttachRequest,
+        participant_agent.v1.participant_agent_pb2.AttachResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        participant_agent.v1.participant_agent_pb2.AttachRequest,
+        participant_agent.v1.participant_agent_pb2.AttachResponse,
+    ],
+)
+
+_ParticipantAgentFenceType = typing_extensions.TypeVar(
+    '_ParticipantAgentFenceType',
+    grpc.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.FenceRequest,
+        participant_agent.v1.participant_agent_pb2.FenceResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.FenceRequest,
+        participant_agent.v1.participant_agent_pb2.FenceResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.FenceRequest,
+        participant_agent.v1.participant_agent_pb2.FenceResponse,
+    ],
+)
+
+_ParticipantAgentScanType = typing_extensions.TypeVar(
+    '_ParticipantAgentScanType',
+    grpc.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.ScanRequest,
+        participant_agent.v1.participant_agent_pb2.ScanResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.ScanRequest,
+        participant_agent.v1.participant_agent_pb2.ScanResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.ScanRequest,
+        participant_agent.v1.participant_agent_pb2.ScanResponse,
+    ],
+)
+
+_ParticipantAgentLookupType = typing_extensions.TypeVar(
+    '_ParticipantAgentLookupType',
+    grpc.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.LookupRequest,
+        participant_agent.v1.participant_agent_pb2.LookupResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.LookupRequest,
+        participant_agent.v1.participant_agent_pb2.LookupResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.LookupRequest,
+        participant_agent.v1.participant_agent_pb2.LookupResponse,
+    ],
+)
+
+class ParticipantAgentStub(typing.Generic[_ParticipantAgentExecuteType, _ParticipantAgentAttachType, _ParticipantAgentFenceType, _ParticipantAgentScanType, _ParticipantAgentLookupType]):
     """Errors are google.rpc.Status with one google.rpc.ErrorInfo: domain "xacoord", reason a stable code (dtp/errors.py),
     metadata "retryable", "definite" ("true" or "false"), "gtrid" and, where it applies, "statement" (index from 0) and
     "errno" (the server's).
     """
 
-    def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
-    Execute: grpc.UnaryUnaryMultiCallable[
-        participant_agent.v1.participant_agent_pb2.ExecuteRequest,
-        participant_agent.v1.participant_agent_pb2.ExecuteResponse,
-    ]
+    @typing.overload
+    def __init__(self: ParticipantAgentStub[
+        grpc.UnaryUnaryMultiCallable[
+            participant_agent.v1.participant_agent_pb2.ExecuteRequest,
+            participant_agent.v1.participant_agent_pb2.ExecuteResponse,
+        ],
+        grpc.StreamStreamMultiCallable[
+            participant_agent.v1.participant_agent_pb2.AttachRequest,
+            participant_agent.v1.participant_agent_pb2.AttachResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            participant_agent.v1.participant_agent_pb2.FenceRequest,
+            participant_agent.v1.participant_agent_pb2.FenceResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            participant_agent.v1.participant_agent_pb2.ScanRequest,
+            participant_agent.v1.participant_agent_pb2.ScanResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            participant_agent.v1.participant_agent_pb2.LookupRequest,
+            participant_agent.v1.participant_agent_pb2.LookupResponse,
+        ],
+    ], channel: grpc.Channel) -> None: ...
+
+    @typing.overload
+    def __init__(self: ParticipantAgentStub[
+        grpc.aio.UnaryUnaryMultiCallable[
+            participant_agent.v1.participant_agent_pb2.ExecuteRequest,
+            participant_agent.v1.participant_agent_pb2.ExecuteResponse,
+        ],
+        grpc.aio.StreamStreamMultiCallable[
+            participant_agent.v1.participant_agent_pb2.AttachRequest,
+            participant_agent.v1.participant_agent_pb2.AttachResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            participant_agent.v1.participant_agent_pb2.FenceRequest,
+            participant_agent.v1.participant_agent_pb2.FenceResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            participant_agent.v1.participant_agent_pb2.ScanRequest,
+            participant_agent.v1.participant_agent_pb2.ScanResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            participant_agent.v1.participant_agent_pb2.LookupRequest,
+            participant_agent.v1.participant_agent_pb2.LookupResponse,
+        ],
+    ], channel: grpc.aio.Channel) -> None: ...
+
+    Execute: _ParticipantAgentExecuteType
     """For clients: runs statements inside the branch of a transaction, which the first call starts."""
 
-    Attach: grpc.StreamStreamMultiCallable[
-        participant_agent.v1.participant_agent_pb2.AttachRequest,
-        participant_agent.v1.participant_agent_pb2.AttachResponse,
-    ]
+    Attach: _ParticipantAgentAttachType
     """For coordinators: one long-lived stream. The first CommandBatch carries `hello`; the coordinator must have fenced
     the agent with that epoch before. A newer stream of the same coordinator ends the older one.
     """
 
-    Fence: grpc.UnaryUnaryMultiCallable[
-        participant_agent.v1.participant_agent_pb2.FenceRequest,
-        participant_agent.v1.participant_agent_pb2.FenceResponse,
-    ]
+    Fence: _ParticipantAgentFenceType
     """For coordinators: remembers the epoch durably, refuses lower ones from then on, ends every session that works for a
     lower epoch of this coordinator and answers when those sessions are gone. Idempotent.
     """
 
-    Scan: grpc.UnaryUnaryMultiCallable[
-        participant_agent.v1.participant_agent_pb2.ScanRequest,
-        participant_agent.v1.participant_agent_pb2.ScanResponse,
-    ]
+    Scan: _ParticipantAgentScanType
     """For coordinators: what XA RECOVER lists, and who waits for locks that prepared branches hold. Changes nothing."""
 
-    Lookup: grpc.UnaryUnaryMultiCallable[
-        participant_agent.v1.participant_agent_pb2.LookupRequest,
-        participant_agent.v1.participant_agent_pb2.LookupResponse,
-    ]
+    Lookup: _ParticipantAgentLookupType
     """For coordinators: what the witness rows say about transactions. Changes nothing."""
 
-class ParticipantAgentAsyncStub:
-    """Errors are google.rpc.Status with one google.rpc.ErrorInfo: domain "xacoord", reason a stable code (dtp/errors.py),
-    metadata "retryable", "definite" ("true" or "false"), "gtrid" and, where it applies, "statement" (index from 0) and
-    "errno" (the server's).
-    """
-
-    Execute: grpc.aio.UnaryUnaryMultiCallable[
+ParticipantAgentAsyncStub: typing_extensions.TypeAlias = ParticipantAgentStub[
+    grpc.aio.UnaryUnaryMultiCallable[
         participant_agent.v1.participant_agent_pb2.ExecuteRequest,
         participant_agent.v1.participant_agent_pb2.ExecuteResponse,
-    ]
-    """For clients: runs statements inside the branch of a transaction, which the first call starts."""
-
-    Attach: grpc.aio.StreamStreamMultiCallable[
+    ],
+    grpc.aio.StreamStreamMultiCallable[
         participant_agent.v1.participant_agent_pb2.AttachRequest,
         participant_agent.v1.participant_agent_pb2.AttachResponse,
-    ]
-    """For coordinators: one long-lived stream. The first CommandBatch carries `hello`; the coordinator must have fenced
-    the agent with that epoch before. A newer stream of the same coordinator ends the older one.
-    """
-
-    Fence: grpc.aio.UnaryUnaryMultiCallable[
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         participant_agent.v1.participant_agent_pb2.FenceRequest,
         participant_agent.v1.participant_agent_pb2.FenceResponse,
-    ]
-    """For coordinators: remembers the epoch durably, refuses lower ones from then on, ends every session that works for a
-    lower epoch of this coordinator and answers when those sessions are gone. Idempotent.
-    """
-
-    Scan: grpc.aio.UnaryUnaryMultiCallable[
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         participant_agent.v1.participant_agent_pb2.ScanRequest,
         participant_agent.v1.participant_agent_pb2.ScanResponse,
-    ]
-    """For coordinators: what XA RECOVER lists, and who waits for locks that prepared branches hold. Changes nothing."""
-
-    Lookup: grpc.aio.UnaryUnaryMultiCallable[
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         participant_agent.v1.participant_agent_pb2.LookupRequest,
         participant_agent.v1.participant_agent_pb2.LookupResponse,
-    ]
-    """For coordinators: what the witness rows say about transactions. Changes nothing."""
+    ],
+]
 
 class ParticipantAgentServicer(metaclass=abc.ABCMeta):
     """Errors are google.rpc.Status with one google.rpc.ErrorInfo: domain "xacoord", reason a stable code (dtp/errors.py),

@@ -8,7 +8,13 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
+import sys
 import typing
+
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
@@ -62,7 +68,7 @@ class Value(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["blob", b"blob", "date", b"date", "datetime", b"datetime", "decimal", b"decimal", "integer", b"integer", "kind", b"kind", "null", b"null", "real", b"real", "text", b"text", "time", b"time", "unsigned_integer", b"unsigned_integer"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["null", "integer", "unsigned_integer", "real", "decimal", "text", "blob", "date", "datetime", "time"] | None: ...
 
-global___Value = Value
+Global___Value: typing_extensions.TypeAlias = Value
 
 @typing.final
 class Statement(google.protobuf.message.Message):
@@ -83,14 +89,14 @@ class Statement(google.protobuf.message.Message):
     min_rows: builtins.int
     """The statement must affect (or return) at least this many rows, or the branch votes ROLLBACK."""
     @property
-    def parameters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Value]:
+    def parameters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Value]:
         """At most 65535."""
 
     def __init__(
         self,
         *,
         sql: builtins.str = ...,
-        parameters: collections.abc.Iterable[global___Value] | None = ...,
+        parameters: collections.abc.Iterable[Global___Value] | None = ...,
         expect_rows: builtins.int | None = ...,
         min_rows: builtins.int | None = ...,
     ) -> None: ...
@@ -101,7 +107,7 @@ class Statement(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_rows", b"_min_rows"]) -> typing.Literal["min_rows"] | None: ...
 
-global___Statement = Statement
+Global___Statement: typing_extensions.TypeAlias = Statement
 
 @typing.final
 class Column(google.protobuf.message.Message):
@@ -116,7 +122,7 @@ class Column(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
 
-global___Column = Column
+Global___Column: typing_extensions.TypeAlias = Column
 
 @typing.final
 class Row(google.protobuf.message.Message):
@@ -124,15 +130,15 @@ class Row(google.protobuf.message.Message):
 
     VALUES_FIELD_NUMBER: builtins.int
     @property
-    def values(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Value]: ...
+    def values(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Value]: ...
     def __init__(
         self,
         *,
-        values: collections.abc.Iterable[global___Value] | None = ...,
+        values: collections.abc.Iterable[Global___Value] | None = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["values", b"values"]) -> None: ...
 
-global___Row = Row
+Global___Row: typing_extensions.TypeAlias = Row
 
 @typing.final
 class StatementResult(google.protobuf.message.Message):
@@ -149,20 +155,20 @@ class StatementResult(google.protobuf.message.Message):
     """0 where no AUTO_INCREMENT value was made."""
     warnings: builtins.int
     @property
-    def columns(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Column]:
+    def columns(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Column]:
         """Empty for statements that return no rows."""
 
     @property
-    def rows(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Row]: ...
+    def rows(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Row]: ...
     def __init__(
         self,
         *,
-        columns: collections.abc.Iterable[global___Column] | None = ...,
-        rows: collections.abc.Iterable[global___Row] | None = ...,
+        columns: collections.abc.Iterable[Global___Column] | None = ...,
+        rows: collections.abc.Iterable[Global___Row] | None = ...,
         row_count: builtins.int = ...,
         last_insert_id: builtins.int = ...,
         warnings: builtins.int = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["columns", b"columns", "last_insert_id", b"last_insert_id", "row_count", b"row_count", "rows", b"rows", "warnings", b"warnings"]) -> None: ...
 
-global___StatementResult = StatementResult
+Global___StatementResult: typing_extensions.TypeAlias = StatementResult
