@@ -11,7 +11,7 @@ import msgspec
 
 from coordinator.core.settings import Settings
 from dtp.xid import is_coordinator_id
-from shell.config import ConfigError, load
+from shell.config import ConfigError, check_address, check_log_level, check_range, load
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _MAX_TIMEOUT = 86_400.0
@@ -43,6 +43,11 @@ class CoordinatorSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True
             raise ValueError("coordinator.id must be 4 characters of [0-9a-z]")
         if not self.data_dir:
             raise ValueError("coordinator.data_dir must name a directory")
+        if "\0" in self.data_dir:
+            raise ValueError("coordinator.data_dir has a NUL character")
+        check_log_level(self.log_level, "coordinator.log_level")
+        check_range(self.drain_seconds, "coordinator.drain_seconds", 0, 3600)
+        check_range(self.max_message_bytes, "coordinator.max_message_bytes", 64 << 10, 64 << 20)
 
 
 class TransactionsSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -60,11 +65,12 @@ class TransactionsSection(msgspec.Struct, forbid_unknown_fields=True, frozen=Tru
     def __post_init__(self) -> None:
         if not 0 < self.default_timeout <= self.max_timeout <= _MAX_TIMEOUT:
             raise ValueError("transactions: 0 < default_timeout <= max_timeout <= 86400 (seconds) must hold")
-        for name in ("retry_max", "rescan_every", "keep_ended", "keep_keys", "witness_retention"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"transactions.{name} must be more than 0 seconds")
-        if self.max_open < 1:
-            raise ValueError("transactions.max_open must be at least 1")
+        check_range(self.retry_max, "transactions.retry_max", 0.1, 3600)
+        check_range(self.rescan_every, "transactions.rescan_every", 0.1, 3600)
+        check_range(self.keep_ended, "transactions.keep_ended", 1, 30 * _MAX_TIMEOUT)
+        check_range(self.keep_keys, "transactions.keep_keys", 1, 30 * _MAX_TIMEOUT)
+        check_range(self.witness_retention, "transactions.witness_retention", 1, 30 * _MAX_TIMEOUT)
+        check_range(self.max_open, "transactions.max_open", 1, 1_000_000)
 
 
 class LogSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -107,7 +113,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         for name, participant in self.participants.items():
             if not _NAME.fullmatch(name):
                 raise ValueError(f"participants.{name}: a name is 1 to 40 characters of [a-z0-9_-]")
-            check_address(participant.agent, f"participants.{name}.agent")
+            check_address(participant.agent, f"participants.{name}.agent", least_port=1)
         check_address(self.coordinator.listen, "coordinator.listen")
         if self.coordinator.http_listen:
             check_address(self.coordinator.http_listen, "coordinator.http_listen")
@@ -126,14 +132,6 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             keep_keys=t.keep_keys,
             witness_retention=t.witness_retention,
         )
-
-
-def check_address(text: str, key: str) -> tuple[str, int]:
-    """("host", port) of "host:port"; ValueError that names `key` otherwise."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f'{key}: {text!r} is not "host:port"')
-    return host.strip("[]"), int(port)
 
 
 def load_config(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:

@@ -27,7 +27,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from coordinator.admin import AdminService
 from coordinator.codec import UnknownRecord
-from coordinator.config import Config, ConfigError, check_address, load_config
+from coordinator.config import Config, load_config
 from coordinator.core.replay import LogContradiction
 from coordinator.http import HttpServer
 from coordinator.journal import JournalError
@@ -36,6 +36,7 @@ from coordinator.service import CoordinatorService
 from coordinator.v1 import admin_pb2, admin_pb2_grpc, coordinator_pb2, coordinator_pb2_grpc
 from coordinator.version import VERSION
 from shell import logs
+from shell.config import ConfigError, check_address, check_bindable
 from shell.status import ErrorInterceptor
 from wal import LogCorrupt, LogError, LogLocked
 
@@ -166,7 +167,11 @@ class Daemon:
 
 async def serve(config: Config) -> int:
     """Run a coordinator; the exit code."""
-    logs.setup("coordinator", config.coordinator.log_level)
+    section = config.coordinator
+    logs.setup("coordinator", section.log_level)
+    check_bindable(section.listen, "coordinator.listen")
+    if section.http_listen:
+        check_bindable(section.http_listen, "coordinator.http_listen")
     runtime = await Runtime.start(config)
     try:
         daemon = Daemon(config, runtime)

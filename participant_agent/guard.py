@@ -3,7 +3,7 @@
 Why: a statement that commits implicitly, ends the branch itself or gives up the session's user locks would
 break what the agent promises. The server refuses most of them (1399), some it runs (SET, LOCK functions, INTO
 OUTFILE). So only statements that begin with an allowed word pass, after comments and literals are taken out;
-the reading of literals follows the session's sql_mode. Executable comments are refused as a whole: they are
+the reading of literals follows the session's sql_mode (which `pool.py` pins). Executable comments are refused as a whole: they are
 code that looks like a comment.
 
 The same pass finds the `%s` placeholders: one inside a literal or a comment is refused, because a parameter
@@ -47,7 +47,8 @@ _FORBIDDEN = re.compile(
 _ROLLBACK_TO = re.compile(r"ROLLBACK\s+(WORK\s+)?TO\s+(SAVEPOINT\s+)?[\w$`]+$", re.IGNORECASE)
 _RELEASE = re.compile(r"RELEASE\s+SAVEPOINT\s+[\w$`]+$", re.IGNORECASE)
 _ASSIGNMENT = re.compile(r"\s*@([\w$.]+|`q`|'')\s*:?=")
-_OPEN = re.compile(r"""['"`]|/\*|\#|--(?=[\s\x00-\x1f]|$)|%""")
+# "--" begins a comment where a blank, an ASCII control character or the end follows, as servers read it.
+_OPEN = re.compile(r"""['"`]|/\*|\#|--(?=[\x00-\x20\x7f]|\Z)|%""")
 _FIRST_WORD = re.compile(r"[\s(]*([A-Za-z_]+)")
 
 
@@ -58,12 +59,14 @@ class Guarded:
     Attributes:
         placeholders: how many `%s` it has.
         plain_read: its first word says that it only reads.
+        calls: it calls a procedure, which can change settings of its session.
         quoted_placeholder: a `%s` is inside a literal or a comment, which parameters forbid.
     """
 
     placeholders: int
     plain_read: bool
     quoted_placeholder: bool = False
+    calls: bool = False
 
 
 def refused(message: str) -> XacoordError:
@@ -72,12 +75,13 @@ def refused(message: str) -> XacoordError:
 
 
 @lru_cache(maxsize=1024)
-def guard(sql: str, backslash_escapes: bool = True) -> Guarded:
+def guard(sql: str, backslash_escapes: bool = True, ansi_quotes: bool = False) -> Guarded:
     """Check one statement.
 
     Args:
         sql: its text.
         backslash_escapes: False where the session's sql_mode has NO_BACKSLASH_ESCAPES.
+        ansi_quotes: True where it has ANSI_QUOTES: then "x" is a name, in which a backslash escapes nothing.
 
     Raises:
         XacoordError: STATEMENT_REFUSED, saying what to do instead.
@@ -86,34 +90,35 @@ def guard(sql: str, backslash_escapes: bool = True) -> Guarded:
         raise refused("the statement is longer than 1 MiB; send less at once or use parameters")
     if "\x00" in sql:
         raise refused("the statement has a NUL character; send binary values as parameters")
-    bare, placeholders, quoted = _strip(sql, backslash_escapes)
+    bare, placeholders, quoted = _strip(sql, backslash_escapes, ansi_quotes)
     bare = bare.strip().rstrip(";").rstrip()
     if ";" in bare:
         raise refused("one statement at a time: send several as several statements of the call")
-    return Guarded(placeholders, _check(bare), quoted)
+    word = _check(bare)
+    return Guarded(placeholders, _ALLOWED.get(word, True), quoted, calls=word == "CALL")
 
 
-def _check(bare: str) -> bool:
+def _check(bare: str) -> str:
+    """The first word of a statement that may run."""
     found = _FIRST_WORD.match(bare)
     word = found[1].upper() if found else ""
     if forbidden := _FORBIDDEN.search(bare):
-        raise refused(
-            f"{forbidden[0].upper()} cannot be used inside a branch: it acts beyond the transaction"
-        )
+        what = " ".join(forbidden[0].upper().split())
+        raise refused(f"{what} cannot be used inside a branch: it acts beyond the transaction")
     if word == "ROLLBACK" and _ROLLBACK_TO.match(bare):
-        return True
+        return word
     if word == "RELEASE" and _RELEASE.match(bare):
-        return True
+        return word
     if word == "SET":
         if all(_ASSIGNMENT.match(part) for part in _top_level_parts(bare[found.end() if found else 0 :])):
-            return True
+            return word
         raise refused("only user variables (SET @name = ...) can be set inside a branch")
     if word not in _ALLOWED:
         raise refused(
             f"{word or 'this'} is not a statement that can run inside a branch: end transactions through the "
             "coordinator, and change schemas and settings outside of them"
         )
-    return _ALLOWED[word]
+    return word
 
 
 def _top_level_parts(text: str) -> list[str]:
@@ -127,7 +132,7 @@ def _top_level_parts(text: str) -> list[str]:
     return [*parts, text[begin:]]
 
 
-def _strip(sql: str, backslash_escapes: bool) -> tuple[str, int, bool]:
+def _strip(sql: str, backslash_escapes: bool, ansi_quotes: bool) -> tuple[str, int, bool]:
     """`sql` with literals as `''`, quoted names as a letter and comments as blanks, and its number of
     placeholders."""
     parts: list[str] = []
@@ -145,12 +150,13 @@ def _strip(sql: str, backslash_escapes: bool) -> tuple[str, int, bool]:
             place = found.end() + (1 if kind in ("s", "%") and kind else 0)
             continue
         if token in "'\"`":
-            end = _end_of_literal(sql, found.start(), token, backslash_escapes)
+            is_name = token == "`" or (token == '"' and ansi_quotes)
+            end = _end_of_literal(sql, found.start(), token, backslash_escapes and not is_name)
             name = sql[found.start() + 1 : end - 1]
             if token != "'" and _FORBIDDEN.fullmatch(name):
                 parts.append(f" {name} ")  # servers take a quoted name for the function, too
             else:
-                parts.append("`q`" if token == "`" else "''")
+                parts.append("`q`" if is_name else "''")
         else:
             end = _end_of_comment(sql, found.start(), token)
             parts.append(" ")
@@ -165,7 +171,7 @@ def _end_of_literal(sql: str, start: int, quote: str, backslash_escapes: bool) -
     place = start + 1
     while place < len(sql):
         character = sql[place]
-        if character == "\\" and backslash_escapes and quote != "`":
+        if character == "\\" and backslash_escapes:
             place += 2
         elif character == quote:
             if sql[place + 1 : place + 2] != quote:

@@ -41,6 +41,7 @@ class Pool:
         self._wait_seconds = wait_seconds
         self.control_id = 0
         self.net_buffer_length = 1024
+        self.sql_mode = ""
 
     @property
     def in_use(self) -> int:
@@ -111,10 +112,18 @@ class Pool:
                     Reason.SERVER_UNAVAILABLE, "the agent does not hold the participant's lock"
                 )
             if number(held.rows[0][0]) == 1:
-                return session
+                return await self._pin(session)
             await asyncio.sleep(min(0.1, 0.002 * 2**attempt))  # the slot's former session is just ending
         self.discard(session)
         raise XacoordError(Reason.SERVER_UNAVAILABLE, "a former session of this agent does not end")
+
+    async def _pin(self, session: Session) -> Session:
+        """Give the session the sql_mode that the guard reads literals by, whatever the server's is by now."""
+        pinned = await session.query(Query("SET SESSION sql_mode = %s", (self.sql_mode,)))
+        if not isinstance(pinned, Ok):
+            self.discard(session)
+            raise XacoordError(Reason.SERVER_UNAVAILABLE, "the session's sql_mode cannot be set")
+        return session
 
     def release(self, session: Session) -> None:
         """Take back a session that is in no XA state."""
@@ -142,10 +151,11 @@ class Pool:
                 waiter.set_result(None)
                 return
 
-    def retarget(self, control_id: int, net_buffer_length: int) -> None:
+    def retarget(self, control_id: int, net_buffer_length: int, sql_mode: str) -> None:
         """The agent holds the participant's lock by a new control connection: sessions of before are void."""
         self.control_id = control_id
         self.net_buffer_length = net_buffer_length
+        self.sql_mode = sql_mode
         self.close_idle()
 
     def trim(self) -> None:

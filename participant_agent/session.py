@@ -5,6 +5,10 @@ sessions need no threads. What could block the loop is done in a thread: connect
 are not complete in the socket's buffer (larger than the server's net_buffer_length, or several results of a
 CALL).
 
+Errors of the client library are asked for by number and text (`errno()`, `error()`), never read from the
+exception: for a text that is not UTF-8 the library leaves a hole in the exception's arguments, and touching it
+ends the process.
+
 Every query has a client-side time-out. A session that lost its connection, timed out or was told too much is
 dead: the answer is `Lost` or `TooLarge`, its socket is closed, and it is never used again. That the server's
 side ended too is for core/sessions.py to prove.
@@ -16,6 +20,7 @@ import array
 import asyncio
 import contextlib
 import fcntl
+import gc
 import termios
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +36,14 @@ from participant_agent.core.errors import LOST_ERRNOS
 from participant_agent.values import render
 
 _FETCH_ROWS = 500
+
+# What a row, a cell and a column take on the wire beside their content, at most.
+_ROW_BYTES = 6
+_CELL_BYTES = 10
+_COLUMN_BYTES = 6
+
+_UNKNOWN_ERROR = 2000
+_SERVER_GONE = 2006
 
 # Apart, so that a server that does not answer connects holds up no reader.
 _connecting = ThreadPoolExecutor(max_workers=8, thread_name_prefix="connect")
@@ -83,22 +96,50 @@ def _connect(target: Target) -> Any:
             write_timeout=max(1, int(target.timeout_seconds)),
             **target.arguments,
         )
+    except _exceptions.MySQLError as error:
+        raise ConnectError(*_why_not_connected(error)) from None
+    try:
         connection.set_character_set("utf8mb4")
         connection.autocommit(True)
         for sql in target.set_up:
             connection.query(sql.encode())
             connection.store_result()
-    except _exceptions.MySQLError as error:
-        errno, message = _errno_message(error)
+    except _exceptions.MySQLError:
+        errno, message = _error_of(connection)
+        connection.close()
         raise ConnectError(errno, message) from None
     return connection
 
 
-def _errno_message(error: Exception) -> tuple[int, str]:
-    arguments = error.args
-    if len(arguments) >= 2 and isinstance(arguments[0], int):
-        return arguments[0], str(arguments[1])
-    return 2000, str(error)
+def _error_of(connection: Any) -> tuple[int, str]:
+    """Number and text of the connection's last error."""
+    try:
+        errno = connection.errno() or _UNKNOWN_ERROR
+    except _exceptions.MySQLError:
+        return _SERVER_GONE, "the connection is closed"
+    try:
+        return errno, connection.error()
+    except UnicodeDecodeError:
+        return errno, "the server's message is no UTF-8 text"
+
+
+def _why_not_connected(error: Exception) -> tuple[int, str]:
+    """The same where there is no connection to ask: what the garbage collector finds in the arguments is no
+    hole."""
+    found = gc.get_referents(error.args)
+    errno = next((item for item in found if isinstance(item, int)), _UNKNOWN_ERROR)
+    return errno, next((item for item in found if isinstance(item, str)), "the server's message is no UTF-8 text")
+
+
+def _unreadable(error: Exception) -> Lost:
+    return Lost(f"the server's answer could not be read ({type(error).__name__})")
+
+
+def _size(cell: object) -> int:
+    """Bytes of a cell as UTF-8."""
+    if isinstance(cell, str):
+        return len(cell) if cell.isascii() else len(cell.encode("utf-8", "surrogatepass"))
+    return len(cell) if isinstance(cell, bytes) else 0
 
 
 class Session:
@@ -149,8 +190,8 @@ class Session:
         self._query = query
         try:
             self._connection.send_query(render(query.sql, query.parameters, self._connection.string_literal))
-        except _exceptions.MySQLError as error:
-            self._refused(error)
+        except _exceptions.MySQLError:
+            self._finish(self._error())
         self._timer = self._loop.call_later(self._target.timeout_seconds, self._timed_out)
         try:
             return await self._answer
@@ -181,8 +222,11 @@ class Session:
             if waiting[0] < self.net_buffer_length and not self._connection.more_results():
                 self._settle(self._read_rows())
                 return
+        except _exceptions.MySQLError:
+            self._finish(self._error())
+            return
         except Exception as error:
-            self._refused(error)
+            self._finish(_unreadable(error))
             return
         self._loop.remove_reader(self._fd)
         self._in_thread = True
@@ -194,20 +238,22 @@ class Session:
             self._close_connection()
             return
         self._loop.add_reader(self._fd, self._readable)
-        error = reading.exception()
-        if error is not None:
-            self._refused(error)
-        else:
-            result = reading.result()
-            if isinstance(result, TooLarge):
-                self._die(result)
-            self._settle(result)
+        self._finish(reading.result())
 
     def _without_rows(self) -> Ok:
         connection = self._connection
         return Ok((), connection.affected_rows(), connection.insert_id(), connection.warning_count())
 
     def _read_all(self) -> Result:
+        """In a thread: what the query answers. Errors must not leave as exceptions, which asyncio would print."""
+        try:
+            return self._read_results()
+        except _exceptions.MySQLError:
+            return self._error()
+        except Exception as error:
+            return _unreadable(error)
+
+    def _read_results(self) -> Result:
         """The first result with rows, and the end of the others."""
         kept: Result | None = None
         while True:
@@ -227,10 +273,13 @@ class Session:
         result = connection.use_result()
         description, rows = result.describe(), []
         limited = self._query.verb is Verb.STATEMENT
+        if limited:
+            self._bytes_left -= sum(_size(column[0]) + _COLUMN_BYTES for column in description)
         while batch := result.fetch_row(_FETCH_ROWS):
             if limited:
                 self._rows_left -= len(batch)
-                self._bytes_left -= sum(len(cell) for row in batch for cell in row if cell is not None)
+                self._bytes_left -= len(batch) * (_ROW_BYTES + _CELL_BYTES * len(description))
+                self._bytes_left -= sum(_size(cell) for row in batch for cell in row)
                 if self._rows_left < 0 or self._bytes_left < 0:
                     return TooLarge(
                         f"the call returns more than {self._target.result_rows} rows or "
@@ -240,15 +289,15 @@ class Session:
         columns = tuple((column[0], column[1]) for column in description)
         return Ok(tuple(rows), len(rows), 0, connection.warning_count(), columns)
 
-    def _refused(self, error: BaseException) -> None:
-        if not isinstance(error, _exceptions.MySQLError):
-            self._die(Lost(f"the server's answer could not be read ({type(error).__name__})"))
-            return
-        errno, message = _errno_message(error)
-        if errno in LOST_ERRNOS:
-            self._die(Lost(f"({errno}) {message}"))
-        else:
-            self._settle(ServerError(errno, message))
+    def _error(self) -> Result:
+        """The connection's last error as a result."""
+        errno, message = _error_of(self._connection)
+        return Lost(f"({errno}) {message}") if errno in LOST_ERRNOS else ServerError(errno, message)
+
+    def _finish(self, result: Result) -> None:
+        if isinstance(result, Lost | TooLarge):
+            self._die(result)
+        self._settle(result)
 
     def _die(self, result: Result) -> None:
         if self.dead:

@@ -28,10 +28,11 @@ _TIME = 11
 _BIT = 16
 _GEOMETRY = 255
 
-_DECIMAL = re.compile(r"[+-]?(\d{1,65}(\.\d{0,38})?|\.\d{1,38})")
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-_DATETIME = re.compile(r"\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2}(\.\d{1,6})?")
-_TIME_TEXT = re.compile(r"-?\d{2,3}:\d{2}:\d{2}(\.\d{1,6})?")
+# Not \d, which matches digits of every script: what is not quoted would be read as a name.
+_DECIMAL = re.compile(r"[+-]?([0-9]{1,65}(\.[0-9]{0,38})?|\.[0-9]{1,38})")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_DATETIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?")
+_TIME_TEXT = re.compile(r"-?[0-9]{2,3}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?")
 _PLACEHOLDER = re.compile(r"%(.?)", re.DOTALL)
 
 Quote = Callable[[bytes], bytes]
@@ -92,8 +93,10 @@ def _own_or_client(value: object, quote: Quote) -> bytes:
     return quote(str(value).encode("utf-8"))
 
 
-def read_statements(statements: Sequence[pb.Statement], backslash_escapes: bool) -> tuple[Statement, ...]:
-    """Check and read the statements of a call.
+def read_statements(
+    statements: Sequence[pb.Statement], backslash_escapes: bool = True, ansi_quotes: bool = False
+) -> tuple[Statement, ...]:
+    """Check and read the statements of a call. How literals are read is the sql_mode's (guard.py).
 
     Raises:
         XacoordError: STATEMENT_REFUSED or INVALID_REQUEST, with the statement's index as metadata.
@@ -103,18 +106,18 @@ def read_statements(statements: Sequence[pb.Statement], backslash_escapes: bool)
     result = []
     for index, statement in enumerate(statements):
         try:
-            result.append(_read_statement(statement, backslash_escapes))
+            result.append(_read_statement(statement, backslash_escapes, ansi_quotes))
         except XacoordError as error:
             error.metadata["statement"] = str(index)
             raise
     return tuple(result)
 
 
-def _read_statement(statement: pb.Statement, backslash_escapes: bool) -> Statement:
+def _read_statement(statement: pb.Statement, backslash_escapes: bool, ansi_quotes: bool) -> Statement:
     count = len(statement.parameters)
     if count > MAX_PARAMETERS:
         raise _invalid(f"{count} parameters; a statement has at most {MAX_PARAMETERS}")
-    guarded = guard(statement.sql, backslash_escapes)
+    guarded = guard(statement.sql, backslash_escapes, ansi_quotes)
     if count and guarded.placeholders != count:
         raise _invalid(f"{count} parameters for {guarded.placeholders} placeholders (%s)")
     if count and guarded.quoted_placeholder:
@@ -129,6 +132,7 @@ def _read_statement(statement: pb.Statement, backslash_escapes: bool) -> Stateme
         guarded.plain_read,
         statement.expect_rows if statement.HasField("expect_rows") else None,
         statement.min_rows if statement.HasField("min_rows") else None,
+        guarded.calls,
     )
 
 

@@ -7,6 +7,9 @@ that works (numbers, booleans, lists) and as a plain string otherwise.
 
 from __future__ import annotations
 
+import logging
+import re
+import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 T = TypeVar("T")
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h
 
@@ -54,6 +58,41 @@ def load(cls: type[T], path: Path | None, prefix: str, environ: Mapping[str, str
         raise ConfigError(f"{source}: {error}") from error
     except ValueError as error:  # raised by a struct's own __post_init__
         raise ConfigError(f"{source}: {error}") from error
+
+
+def check_range(value: float, key: str, least: float, most: float) -> None:
+    """ValueError that names `key` where `value` is not a number from `least` to `most`."""
+    if not least <= value <= most:
+        raise ValueError(f"{key} is {value:g}; give {least:g} to {most:g}")
+
+
+def check_address(text: str, key: str, *, least_port: int = 0) -> tuple[str, int]:
+    """("host", port) of "host:port"; ValueError that names `key` otherwise."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not least_port <= int(match[2]) <= 65535:
+        raise ValueError(f'{key}: {text!r} is not "host:port"')
+    return match[1].strip("[]"), int(match[2])
+
+
+def check_bindable(text: str, key: str) -> None:
+    """ConfigError that names `key` where nothing can listen at `text` ("host:port").
+
+    Asked before anything is started, because gRPC says no more than that it failed.
+    """
+    host, port = check_address(text, key)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot listen at {text}: {error.strerror or error}") from error
+
+
+def check_log_level(level: str, key: str) -> None:
+    """ValueError that names `key` where the level is none of the logging module's."""
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise ValueError(f"{key}: {level!r} is not a log level; give DEBUG, INFO, WARNING or ERROR")
 
 
 def _put(document: dict[str, Any], keys: list[str], text: str, name: str) -> None:

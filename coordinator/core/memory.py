@@ -17,7 +17,7 @@ from coordinator.core.records import EndRecord
 from coordinator.core.settings import Settings
 from coordinator.core.states import State
 from coordinator.core.transaction import Transaction
-from dtp import Gtrid
+from dtp import Decision, Gtrid
 
 _MARK_EVERY = 10.0
 
@@ -68,14 +68,14 @@ class Memory:
     def ended_since(self, gtrid: str, when: float) -> bool:
         """Whether a transaction that is not open has, or may have, ended at `when` or later.
 
-        One that was rolled back before and is listed all the same has come back: a server may lose a
+        One that was to be rolled back before and is listed all the same has come back: a server may lose a
         rollback that it had acknowledged. One that was committed is never taken for an orphan while it
         is remembered.
         """
         transaction = self.ended.get(gtrid)
         if transaction is None:
             return 0.0 < when <= self._dropped_until
-        return transaction.state is not State.ROLLED_BACK or transaction.ended_at >= when
+        return transaction.decision is not Decision.ROLLBACK or transaction.ended_at >= when
 
     def sweep(self, now: float, lowest_open: str) -> None:
         """Drop what is too old; `lowest_open`: the lowest gtrid that is open or yet to be given."""

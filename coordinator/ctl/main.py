@@ -88,7 +88,7 @@ def _show_version(context: click.Context, _parameter: click.Parameter, given: bo
 @click.option(
     "--timeout",
     "timeout_seconds",
-    type=click.FloatRange(min=0, min_open=True, max=86400),
+    type=options.Seconds(min=0, min_open=True, max=86400),
     metavar="SECONDS",
     help="For one call; 10 by default, 60 for recover, none for watch.",
 )

@@ -1,4 +1,4 @@
-"""A participant agent that speaks the protocol and lies: its server is a dictionary, its behaviour a script."""
+"""A participant agent that speaks the protocol and lies as a script tells it to; it has no server."""
 
 from __future__ import annotations
 

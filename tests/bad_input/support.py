@@ -1,13 +1,14 @@
 """What the tests of bad input share: a running system with raw stubs, and what a proper refusal is.
 
-A proper refusal has a named gRPC status with one google.rpc.ErrorInfo (domain, reason, retryable, definite) and
-a message that can be printed; it leaves no branch, no row and no transaction behind.
+A proper refusal has a named gRPC status with one google.rpc.ErrorInfo (domain, reason, retryable, definite)
+and a message that can be printed; it leaves no branch, no row and no transaction behind.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ LARGE = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _BAD_NEWS = ("Traceback", "unexpected error", "a task failed", "agent link failed", "never retrieved")
+_GRPC_LINE = re.compile(r"[EWI]\d{4} ")
 _rows = itertools.count(1)
 
 
@@ -117,9 +119,19 @@ def python(*arguments: str, seconds: float = 6, **environ: str) -> subprocess.Co
     return subprocess.CompletedProcess(arguments, child.returncode, out, err)
 
 
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has in use."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+def own_lines(stderr: str) -> list[str]:
+    """The lines of standard error without those of gRPC's C library."""
+    return [line for line in stderr.splitlines() if line.strip() and not _GRPC_LINE.match(line)]
+
+
 def check_one_line(stderr: str, name: str) -> None:
     """Assert that standard error is one line for people (or one JSON log line), not a traceback."""
-    lines = [line for line in stderr.splitlines() if line.strip()]
+    lines = own_lines(stderr)
     assert len(lines) == 1, stderr[-2000:]
     assert name in lines[0], lines[0]
     assert "Traceback" not in stderr
@@ -162,7 +174,7 @@ class System:
         """A row id that no other transaction uses."""
         return next(_rows)
 
-    def begin(self, timeout: float = 20.0, **arguments: Any) -> str:
+    def begin(self, timeout: float = 12.0, **arguments: Any) -> str:
         request = pb.BeginRequest(timeout=seconds(timeout), **arguments)
         return self.coordinator.Begin(request, timeout=10).gtrid
 
@@ -247,8 +259,10 @@ class System:
                 assert place < 0, f"{path.name}: {text[max(0, place - 300) : place + 1500]}"
 
     def watched(self) -> Iterator[System]:
-        """Around a test: no daemon ends, none logs an error of its own. One that ended is started again, so that
-        only the test at fault fails."""
+        """Around a test: no daemon ends, none logs an error of its own.
+
+        One that ended is started again, so that only the test at fault fails.
+        """
         sizes = self.log_sizes()
         yield self
         ended = [process for process in self.processes if not process.running]

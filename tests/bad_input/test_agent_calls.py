@@ -207,7 +207,10 @@ COMMANDS: dict[str, tuple[agent_pb.Command, Reason | tuple[Reason, ...]]] = {
         agent_pb.Command(gtrid=_gtrid("f"), prepare=agent_pb.Prepare(participants=[2**32 - 1])),
         R.INVALID_REQUEST,
     ),
-    "later epoch": (agent_pb.Command(gtrid="k1" + OTHER + "000z" + "0" * 10, run=RUN), (R.INVALID_GTRID, R.UNKNOWN_EPOCH)),
+    "later epoch": (
+        agent_pb.Command(gtrid="k1" + OTHER + "000z" + "0" * 10, run=RUN),
+        (R.INVALID_GTRID, R.UNKNOWN_EPOCH),
+    ),
 }
 
 
@@ -266,7 +269,9 @@ def test_a_second_stream_takes_over_from_ours(system: System) -> None:
 
 
 def test_enlisted_for_a_branch_that_did_not_ask(fenced: System) -> None:
-    commands = [agent_pb.Command(gtrid=g, enlisted=agent_pb.Enlisted(accepted=True)) for g in ("", "x", _gtrid("h"))]
+    commands = [
+        agent_pb.Command(gtrid=g, enlisted=agent_pb.Enlisted(accepted=True)) for g in ("", "x", _gtrid("h"))
+    ]
     with fenced.nothing_changes(), Stream(fenced, hello()) as stream:
         stream.send(agent_pb.AttachRequest(commands=commands))
         stream.send(agent_pb.AttachRequest(commands=[COMMAND]))
@@ -278,7 +283,9 @@ def test_another_coordinator_cannot_end_our_branch(fenced: System) -> None:
     gtrid = fenced.begin()
     row = fenced.work(gtrid)
     with Stream(fenced, hello()) as stream:
-        stream.send(agent_pb.AttachRequest(commands=[agent_pb.Command(gtrid=gtrid, rollback=agent_pb.Rollback())]))
+        stream.send(
+            agent_pb.AttachRequest(commands=[agent_pb.Command(gtrid=gtrid, rollback=agent_pb.Rollback())])
+        )
         _wait_for_reports(stream, 1)
         assert stream.reports[0].finished.state == agent_pb.FINISHED_STATE_RETRY
         assert stream.reports[0].finished.failure.reason == R.INVALID_GTRID
@@ -288,7 +295,8 @@ def test_another_coordinator_cannot_end_our_branch(fenced: System) -> None:
 
 def test_execute_for_a_coordinator_that_is_not_attached(fenced: System) -> None:
     refused(
-        lambda: fenced.execute("orders", _gtrid("i"), statement(INSERT, 888_888, 1)), R.COORDINATOR_UNAVAILABLE
+        lambda: fenced.execute("orders", _gtrid("i"), statement(INSERT, 888_888, 1)),
+        R.COORDINATOR_UNAVAILABLE,
     )
     never = "k1zzz00005" + "0" * 10
     refused(lambda: fenced.execute("orders", never, statement("DO 1")), R.UNKNOWN_EPOCH)
@@ -352,5 +360,3 @@ def test_lookup_of_a_thousand_and_of_strangers(system: System) -> None:
     stranger = agent_pb.LookupRequest(coordinator_id="zzz0", gtrids=["k1zzz0" + "0" * 14])
     evidence = system.agents["orders"].Lookup(stranger, timeout=10).evidence
     assert [item.state for item in evidence] == [agent_pb.EVIDENCE_STATE_NONE]
-
-

@@ -1,5 +1,5 @@
 """An agent that lies: the coordinator stays alive, bounds what it keeps, and its other participants notice
-nothing. It is told outcomes by this agent, so it may believe those about the agent's own branches, no others."""
+nothing. It may believe what this agent says about the agent's own branches, and nothing about others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,16 @@ from dtp import Reason
 from participant_agent.v1 import participant_agent_pb2 as agent_pb
 from participant_agent.v1 import statement_pb2 as sql_pb
 from tests.bad_input.fake_agent import FakeAgent, finished, honest, voted
-from tests.bad_input.support import INSERT, LARGE, System, check_text, error_info, python, statement
+from tests.bad_input.support import (
+    INSERT,
+    LARGE,
+    System,
+    check_refusal,
+    check_text,
+    error_info,
+    python,
+    statement,
+)
 
 R = Reason
 NASTY = "x\x1b[2J\x07\r\n\u202e\0y"
@@ -171,7 +180,9 @@ def test_failure_text_in_phase_2(lab: Lab, case: str) -> None:
     assert response.outcome == pb.OUTCOME_COMMITTED
     assert lab.get(response.gtrid).ByteSize() < 8_000
     assert all(b.last_error.isprintable() for b in lab.get(response.gtrid).branches)
-    wait_for(lambda: lab.get(response.gtrid).state == pb.STATE_COMMITTED, 10, lambda: str(lab.get(response.gtrid)))
+    wait_for(
+        lambda: lab.get(response.gtrid).state == pb.STATE_COMMITTED, 10, lambda: str(lab.get(response.gtrid))
+    )
     assert row in lab.system.rows("orders")
 
 
@@ -413,7 +424,7 @@ def test_evidence(lab: Lab, case: str) -> None:
     try:
         told = lab.get(guessed)
     except grpc.RpcError as error:
-        assert error_info(error).reason in (R.UNKNOWN_TRANSACTION, R.OUTCOME_UNKNOWN), error.details()
+        check_refusal(error, R.UNKNOWN_TRANSACTION, R.OUTCOME_UNKNOWN)
     else:
         assert told.outcome in (pb.OUTCOME_UNKNOWN, pb.OUTCOME_ROLLED_BACK)
 

@@ -130,7 +130,7 @@ def test_counter_ahead_of_this_epoch(each_system: System) -> None:
 
 
 def test_our_orphan_is_rolled_back(each_system: System) -> None:
-    """What has our shape, an epoch of ours and no record is presumed aborted, so the rule above is not luck."""
+    """Our shape, an epoch of ours and no record: presumed aborted, so that the rule above is not luck."""
     server = each_system.cluster.sites["orders"].server
     number = next(
         p.number

@@ -1,4 +1,4 @@
-"""Right requests at the wrong time: the transaction's state decides, the answer names it, nothing is half done."""
+"""Right requests at the wrong time: the transaction's state decides, and nothing is half done."""
 
 from __future__ import annotations
 
@@ -143,6 +143,18 @@ def _at_once(calls: list[Callable[[], Any]]) -> list[Any]:
         return list(threads.map(one, calls))
 
 
+def test_execute_that_names_another_participant(system: System) -> None:
+    """The client has an old address: the agent there refuses, and the transaction goes on without it."""
+    gtrid = system.begin()
+    row = system.work(gtrid)
+    for name in ("payments", "nobody", "Orders", "x" * 100_000, "\x1b[2J", "';DROP"):
+        call = lambda name=name: system.execute("orders", gtrid, statement("DO 1"), participant=name)  # noqa: E731
+        refused(call, R.PARTICIPANT_MISMATCH, R.INVALID_REQUEST)
+    system.execute("orders", gtrid, statement("DO 1"), participant="orders")
+    assert system.commit(gtrid) == "COMMITTED"
+    assert system.where(row) == list(NAMES)
+
+
 def test_execute_twice_at_once(system: System) -> None:
     """One call works, the other hears BRANCH_BUSY; what the transaction then has is what was answered."""
     for _ in range(4):
@@ -220,4 +232,6 @@ def test_eight_transactions_of_one_row(system: System) -> None:
         check_refusal(answer, R.LOCK_TIMEOUT, R.DEADLOCK)
     outcomes = [system.commit(gtrid) for gtrid in gtrids]
     assert outcomes == ["ROLLED_BACK" if bad else "COMMITTED" for bad in failed]
-    assert system.cluster.sites["orders"].server.sql(f"SELECT amount FROM orders.ledger WHERE id={row}") == [(2,)]
+    assert system.cluster.sites["orders"].server.sql(f"SELECT amount FROM orders.ledger WHERE id={row}") == [
+        (2,)
+    ]

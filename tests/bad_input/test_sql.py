@@ -1,5 +1,7 @@
-"""Statements that must not run inside a branch, and values that are none. Both engines, because their grammars
-differ."""
+"""Statements that must not run inside a branch, and values that are none.
+
+With both engines, because their grammars differ.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from coordinator.v1 import coordinator_pb2 as pb
 from dtp import Reason
 from participant_agent.v1 import participant_agent_pb2 as agent_pb
 from participant_agent.v1 import statement_pb2 as sql_pb
-from tests.bad_input.support import INSERT, System, check_refusal, check_text, refused, statement
+from tests.bad_input.support import INSERT, System, check_refusal, check_text, refused, resident, statement
 
 R = Reason
 V = sql_pb.Value
@@ -43,7 +45,11 @@ REFUSED = [
     "SELECT `GET_LOCK`('bad', 0)",  # a quoted name calls the function all the same
     "DO `release_all_locks`()",
     "INSERT INTO ledger VALUES (77777, `GET_LOCK`('bad', 0))",
-    *("SELECT 1 INTO OUTFILE '/tmp/x'", "SELECT 1 INTO/**/DUMPFILE '/tmp/x'", "TABLE ledger INTO\nOUTFILE 'x'"),
+    *(
+        "SELECT 1 INTO OUTFILE '/tmp/x'",
+        "SELECT 1 INTO/**/DUMPFILE '/tmp/x'",
+        "TABLE ledger INTO\nOUTFILE 'x'",
+    ),
     # U+00A0 after -- is a comment to no server
     f"SELECT 1 FROM (SELECT 5 AS `{NBSP}`) t WHERE 1 --{NBSP} - GET_LOCK('bad', 0)",
     # DEL after -- begins a comment for the server: the quote in it is none
@@ -51,7 +57,23 @@ REFUSED = [
     *("KILL 1", "SHUTDOWN", "USE mysql", "LOAD DATA INFILE 'x' INTO TABLE ledger", "HANDLER ledger OPEN"),
     *("GRANT ALL ON *.* TO x", "ANALYZE TABLE ledger", "OPTIMIZE TABLE ledger", "RESET MASTER", "HELP 'x'"),
     *("BEGIN NOT ATOMIC COMMIT; END", "IF 1 THEN COMMIT; END IF", "CHANGE MASTER TO x=1", "INSTALL PLUGIN x"),
-    *("", " ", ";", "--", "/**/", "/*", "'", '"', "`", "SELECT 'x", "SELECT 1\0", "\0", "%", "(", "\ufeffSELECT 1"),
+    *(
+        "",
+        " ",
+        ";",
+        "--",
+        "/**/",
+        "/*",
+        "'",
+        '"',
+        "`",
+        "SELECT 'x",
+        "SELECT 1\0",
+        "\0",
+        "%",
+        "(",
+        "\ufeffSELECT 1",
+    ),
     *("ROLLBACK TO a; COMMIT", "RELEASE SAVEPOINT", "ROLLBACK AND CHAIN", "\u00a0COMMIT", "\u2028COMMIT"),
 ]
 TOO_LONG = "DO '" + "x" * (MIB - 4) + "'"
@@ -68,7 +90,9 @@ def test_refused_statement(each_system: System, sql: str) -> None:
     gtrid = system.begin()
     row = system.work(gtrid)
     try:
-        info = refused(lambda: system.execute("orders", gtrid, statement(sql)), R.STATEMENT_REFUSED, R.INVALID_REQUEST)
+        info = refused(
+            lambda: system.execute("orders", gtrid, statement(sql)), R.STATEMENT_REFUSED, R.INVALID_REQUEST
+        )
         assert info.metadata["statement"] == "0"
     except AssertionError:
         system.rollback(gtrid)
@@ -191,7 +215,14 @@ def test_parameters(each_system: System, case: str) -> None:
 
 def test_parameters_that_look_like_sql(each_system: System) -> None:
     """They come back as they went in."""
-    odd = ["';DROP TABLE ledger;-- ", "\\' OR 1=1 -- ", "\0\x1a\r\n\t\x7f", "%s %% %", "\u202e\U0001f4a5", "\\"]
+    odd = [
+        "';DROP TABLE ledger;-- ",
+        "\\' OR 1=1 -- ",
+        "\0\x1a\r\n\t\x7f",
+        "%s %% %",
+        "\u202e\U0001f4a5",
+        "\\",
+    ]
     gtrid = each_system.begin()
     response = each_system.execute("orders", gtrid, statement("SELECT " + ", ".join(["%s"] * len(odd)), *odd))
     assert [value.text for value in response.results[0].rows[0].values] == odd
@@ -215,8 +246,10 @@ def test_number_of_statements(each_system: System, case: str) -> None:
 
 
 # Both agents are configured for 2,000 rows and 100,000 bytes.
-DIGITS = "(SELECT 0 d UNION ALL SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3 UNION ALL SELECT 4 UNION ALL SELECT 5" \
-    " UNION ALL SELECT 6 UNION ALL SELECT 7 UNION ALL SELECT 8 UNION ALL SELECT 9)"
+DIGITS = (
+    "(SELECT 0 d UNION ALL SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3 UNION ALL SELECT 4 UNION ALL"
+    " SELECT 5 UNION ALL SELECT 6 UNION ALL SELECT 7 UNION ALL SELECT 8 UNION ALL SELECT 9)"
+)
 THOUSAND = f"{DIGITS} a, {DIGITS} b, {DIGITS} c"
 RESULTS = {
     "rows": [statement(f"SELECT 1 FROM {THOUSAND}, (SELECT 1 UNION SELECT 2 UNION SELECT 3) e")],
@@ -262,7 +295,7 @@ def test_result_as_large_as_allowed(each_system: System) -> None:
 
 
 def test_error_text_in_another_charset(each_system: System) -> None:
-    """A procedure changes the session's charset; the next error text is then not UTF-8. The agent must live on."""
+    """A procedure changes the session's charset, so an error text is not UTF-8. The agent must live on."""
     server = each_system.cluster.sites["orders"].server
     server.sql("CREATE PROCEDURE orders.to_gbk() SET NAMES gbk")
     try:
@@ -270,7 +303,9 @@ def test_error_text_in_another_charset(each_system: System) -> None:
             gtrid = each_system.begin()
             each_system.execute("orders", gtrid, statement("CALL to_gbk()"))
             bad = statement("SELECT 1 FROM ledger WHERE `\u4e2d\u6587\u5b57` = 1")
-            refused(lambda gtrid=gtrid, bad=bad: each_system.execute("orders", gtrid, bad), R.STATEMENT_FAILED)
+            refused(
+                lambda gtrid=gtrid, bad=bad: each_system.execute("orders", gtrid, bad), R.STATEMENT_FAILED
+            )
             assert each_system.rollback(gtrid) == "ROLLED_BACK"
         check_charset_of_sessions(each_system)
     finally:
@@ -328,3 +363,21 @@ def test_read_only_branch_that_writes(each_system: System) -> None:
     refused(lambda: each_system.agents["orders"].Execute(request, timeout=10), R.STATEMENT_FAILED)
     assert each_system.commit(gtrid) == "ROLLED_BACK"
     assert each_system.where(row) == []
+
+
+def test_long_statements_are_not_kept(each_system: System) -> None:
+    """60 different statements of 1 MiB: the agent's memory does not grow by all of them."""
+    pid = each_system.cluster.sites["orders"].agent.pid
+    gtrid = each_system.begin()
+
+    def send(number: int) -> None:
+        sql = f"SELECT {number} /* " + "x" * 1_000_000 + " */"
+        each_system.execute("orders", gtrid, statement(sql))
+
+    for number in range(10):
+        send(number)
+    before = resident(pid)
+    for number in range(10, 70):
+        send(number)
+    assert resident(pid) - before < 30 << 20
+    assert each_system.commit(gtrid) == "COMMITTED"

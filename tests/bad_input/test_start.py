@@ -1,20 +1,22 @@
-"""Daemons that must refuse to start: the documented exit code, one line on standard error, nothing changed."""
+"""Daemons that must refuse to start: the documented exit code, one line of error, nothing changed."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import google_crc32c
 import pytest
 
-from tests.bad_input.support import ROOT, System, check_one_line, python
+from tests.bad_input.forks import Forks
+from tests.bad_input.support import ROOT, System, check_one_line, own_lines, python
 
 DAEMON = "coordinator.daemon"
 AGENT = "participant_agent.daemon"
@@ -33,8 +35,20 @@ def coordinator_toml(directory: Path, **changes: str) -> str:
     return f'[coordinator]\n{lines}[participants.orders]\nagent = "127.0.0.1:1"\n'
 
 
-def start(module: str, config: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    return python(module, *(["serve"] if module == AGENT else []), "--config", str(config), **environ)
+_forks: list[Forks] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forks() -> Iterator[None]:
+    _forks.append(Forks(ROOT))
+    yield
+    _forks.pop().close()
+
+
+def start(module: str, config: Path, seconds: float = 3, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a daemon that should end at once."""
+    command = ["serve"] if module == AGENT else []
+    return _forks[0].run(module, *command, "--config", str(config), seconds=seconds, **environ)
 
 
 def check_refused(done: subprocess.CompletedProcess[str], *codes: int, word: str = "") -> None:
@@ -115,7 +129,7 @@ def test_coordinator_file(tmp_path: Path, case: str) -> None:
     config.write_bytes(text if isinstance(text, bytes) else text.encode())
     done = start(DAEMON, config)
     check_refused(done, 78, word="coordinator: ")
-    assert done.stderr.strip().isprintable()
+    assert all(line.isprintable() for line in own_lines(done.stderr))
     if not case.startswith("listen of no"):  # that is known only when the log is open
         assert sorted(path.name for path in tmp_path.iterdir()) == ["c.toml"]
 
@@ -124,6 +138,13 @@ def test_coordinator_file(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize("name", ["missing.toml", ".", "no/such/place.toml", "/dev/null/x", "x" * 300])
 def test_file_that_cannot_be_read(tmp_path: Path, module: str, name: str) -> None:
     check_refused(start(module, tmp_path / name), 78)
+
+
+@pytest.mark.parametrize("module", [DAEMON, AGENT])
+def test_as_a_process_of_its_own(tmp_path: Path, module: str) -> None:
+    """What the others do in a fork, once with everything."""
+    (tmp_path / "c.toml").write_text("colour = 1\n")
+    check_refused(python(module, "--config", str(tmp_path / "c.toml")), 78)
 
 
 def test_environment(tmp_path: Path) -> None:
@@ -143,7 +164,9 @@ def test_environment(tmp_path: Path) -> None:
 # --- Configuration of an agent ---
 
 
-def agent_toml(system: System, listen: str = '"127.0.0.1:1"', name: str = '"a"', rest: str = "", **mysql: str) -> str:
+def agent_toml(
+    system: System, listen: str = '"127.0.0.1:1"', name: str = '"a"', rest: str = "", **mysql: str
+) -> str:
     values = {
         "unix_socket": f'"{system.cluster.sites["orders"].server.socket}"',
         "user": '"xacoord_agent"',
@@ -177,8 +200,14 @@ AGENT_TEXTS: dict[str, tuple[Callable[[System], str], tuple[int, ...]]] = {
     "listen of no one": (lambda s: agent_toml(s, listen='"192.0.2.1:7430"'), (78,)),
     "log_level": (lambda s: agent_toml(s).replace("[mysql]", 'log_level = "LOUD"\n[mysql]'), (78,)),
     "sessions 0": (lambda s: agent_toml(s, rest="[sessions]\nmax = 0\n"), (78,)),
-    "statement timeout nan": (lambda s: agent_toml(s, rest="[sessions]\nstatement_timeout_seconds = nan\n"), (78,)),
-    "statement timeout inf": (lambda s: agent_toml(s, rest="[sessions]\nstatement_timeout_seconds = inf\n"), (78,)),
+    "statement timeout nan": (
+        lambda s: agent_toml(s, rest="[sessions]\nstatement_timeout_seconds = nan\n"),
+        (78,),
+    ),
+    "statement timeout inf": (
+        lambda s: agent_toml(s, rest="[sessions]\nstatement_timeout_seconds = inf\n"),
+        (78,),
+    ),
     "acquire -1": (lambda s: agent_toml(s, rest="[sessions]\nacquire_timeout_seconds = -1\n"), (78,)),
     "isolation": (lambda s: agent_toml(s, rest='[sessions]\nisolation = "CHAOS"\n'), (78,)),
     "rows -1": (lambda s: agent_toml(s, rest="[limits]\nresult_rows = -1\n"), (78,)),
@@ -195,9 +224,9 @@ def test_agent_file(system: System, tmp_path: Path, case: str) -> None:
     make, codes = AGENT_TEXTS[case]
     config = tmp_path / "a.toml"
     config.write_text(make(system))
-    done = start(AGENT, config)
+    done = start(AGENT, config, seconds=20 if case == "taken participant" else 3)
     assert done.returncode in codes, f"exit {done.returncode}: {done.stderr[-2000:]}"
-    lines = [line for line in done.stderr.splitlines() if '"level": "info"' not in line]
+    lines = [line for line in own_lines(done.stderr) if '"level": "info"' not in line]
     assert len(lines) == 1, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert "private" not in done.stderr
@@ -226,7 +255,7 @@ def lab(tmp_path: Path) -> Path:
 
 
 def start_and_stop(config: Path) -> None:
-    """A coordinator that starts, says so, and is stopped."""
+    """A coordinator that starts, says so, and is killed."""
     child = subprocess.Popen(
         [sys.executable, "-m", DAEMON, "--config", str(config)],
         stderr=subprocess.PIPE,
@@ -238,8 +267,8 @@ def start_and_stop(config: Path) -> None:
     with child, child.stderr:
         for line in child.stderr:
             if '"serving"' in line:
-                child.terminate()
-        assert child.wait(20) == 0
+                child.kill()
+        assert child.wait(20) == -9
 
 
 @pytest.mark.parametrize("key", ["listen", "http_listen"])
@@ -254,7 +283,7 @@ def test_address_in_use(lab: Path, key: str) -> None:
         (lab / "c.toml").write_text("\n".join(lines))
         done = start(DAEMON, lab / "c.toml")
     assert done.returncode == 78, done.stderr[-2000:]
-    last = [line for line in done.stderr.splitlines() if '"level": "info"' not in line]
+    last = [line for line in own_lines(done.stderr) if '"level": "info"' not in line]
     check_one_line("\n".join(last), address)
 
 
@@ -265,15 +294,11 @@ def _log(lab: Path) -> Path:
 
 def test_log_in_use(lab: Path) -> None:
     log = _log(lab)
-    script = f"import fcntl,sys,time; f=open({str(log / 'LOCK')!r}, 'r+'); fcntl.flock(f, 2); print('x', flush=True); time.sleep(60)"
-    assert (log / "lock").exists(), sorted(log.iterdir())
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
+    with (log / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         before = tree(log)
         check_refused(start(DAEMON, lab / "c.toml"), 75, word="in use by process")
         assert tree(log) == before
-        holder.kill()
     start_and_stop(lab / "c.toml")
 
 

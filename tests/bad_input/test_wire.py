@@ -1,4 +1,4 @@
-"""What is wrong below the messages: bytes that are no protobuf, too much of everything, and no gRPC at all."""
+"""What is wrong below the messages: bytes that are no protobuf, too much of everything, no gRPC at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from coordinator.v1 import coordinator_pb2_grpc
 from dtp import Reason
 from participant_agent.v1 import participant_agent_pb2 as agent_pb
 from participant_agent.v1 import participant_agent_pb2_grpc as agent_rpc
-from tests.bad_input.support import INSERT, System, check_refusal, statement
+from tests.bad_input.support import INSERT, System, check_refusal, resident, statement
 
 COORDINATOR = "/coordinator.v1.Coordinator/"
 ADMIN = "/coordinator.v1.Admin/"
@@ -160,7 +160,10 @@ def test_message_size(system: System, size: int) -> None:
     execute = agent_pb.ExecuteRequest(gtrid=GOOD_GTRID.decode()).SerializeToString()
     execute += field(15, b"x" * (size - len(execute) - 5))
     assert len(execute) == size
-    calls = [(system.channel, COORDINATOR + "Run", data), (system.agent_channels["orders"], AGENT + "Execute", execute)]
+    calls = [
+        (system.channel, COORDINATOR + "Run", data),
+        (system.agent_channels["orders"], AGENT + "Execute", execute),
+    ]
     for channel, method, message in calls:
         with system.nothing_changes(), pytest.raises(grpc.RpcError) as caught:
             raw(channel, method, message)
@@ -172,31 +175,32 @@ def test_message_size(system: System, size: int) -> None:
 
 def test_compression_bomb(system: System) -> None:
     """1 GiB of zeros in a message of 1 MiB: the server gives up at its limit, not at the end."""
-    sizes = [_resident(process.pid) for process in system.processes]
-    for channel, method in ((system.channel, COORDINATOR + "Run"), (system.agent_channels["orders"], AGENT + "Execute")):
+    sizes = [resident(process.pid) for process in system.processes]
+    for channel, method in (
+        (system.channel, COORDINATOR + "Run"),
+        (system.agent_channels["orders"], AGENT + "Execute"),
+    ):
         for size in (MAX + 1, 256 << 20):
             with pytest.raises(grpc.RpcError) as caught:
                 raw(channel, method, bytes(size), compression=grpc.Compression.Gzip)
             assert caught.value.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL)
-    grown = [_resident(process.pid) - size for process, size in zip(system.processes, sizes, strict=True)]
+    grown = [resident(process.pid) - size for process, size in zip(system.processes, sizes, strict=True)]
     assert max(grown) < 200 << 20, grown
-
-
-def _resident(pid: int) -> int:
-    with open(f"/proc/{pid}/statm") as file:
-        return int(file.read().split()[1]) * 4096
 
 
 @pytest.mark.parametrize("size", [64 << 10, 1 << 20])
 def test_metadata(system: System, size: int) -> None:
-    for channel, method in ((system.channel, COORDINATOR + "Begin"), (system.agent_channels["orders"], AGENT + "Scan")):
+    for channel, method in (
+        (system.channel, COORDINATOR + "Begin"),
+        (system.agent_channels["orders"], AGENT + "Scan"),
+    ):
         with system.nothing_changes(), pytest.raises(grpc.RpcError) as caught:
             raw(channel, method, b"", metadata=(("x-much", "m" * size),))
         assert caught.value.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 
 
 def test_many_streams(system: System) -> None:
-    """2,000 watches of one transaction: those that gRPC lets in hear its end, and others are served meanwhile."""
+    """2,000 watches of one transaction: those that gRPC lets in hear its end; others are served meanwhile."""
 
     async def watch(stub: coordinator_pb2_grpc.CoordinatorStub, gtrid: str) -> str:
         state = 0
@@ -331,7 +335,7 @@ def test_http_clients_that_go_away(system: System) -> None:
 
 
 def test_silent_http_clients(system: System) -> None:
-    """60 connections that say nothing: the next request is answered, and they don't hold a thread for ever."""
+    """60 connections that say nothing: others are answered, and the silent don't hold threads for ever."""
     host, _, port = system.cluster.http_address.rpartition(":")
     pid = system.cluster.coordinator.pid
     silent = [socket.create_connection((host, int(port)), timeout=5) for _ in range(60)]

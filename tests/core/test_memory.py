@@ -7,7 +7,7 @@ from coordinator.core.memory import Memory
 from coordinator.core.settings import Settings
 from coordinator.core.states import State
 from coordinator.core.transaction import Transaction
-from dtp import Gtrid
+from dtp import Decision, Gtrid
 from tests.core.world import World
 
 SETTINGS = Settings("test", keep_ended=60.0, keep_ended_count=2, keep_keys=100.0, keep_keys_count=2)
@@ -43,6 +43,7 @@ def test_only_commits_are_remembered_by_key() -> None:
 def test_a_scan_that_is_older_than_the_end_proves_nothing() -> None:
     memory = Memory(SETTINGS)
     rolled_back, committed = ended(1, State.ROLLED_BACK), ended(2, State.COMMITTED)
+    rolled_back.decision, committed.decision = Decision.ROLLBACK, Decision.COMMIT
     memory.remember(rolled_back, 10.0)
     memory.remember(committed, 11.0)
     assert memory.ended_since(rolled_back.gtrid, 9.0)

@@ -53,6 +53,7 @@ class Walk:
             (1, lambda: self.ring.stray_end(self.back(), self.name(), self.random.choice(list(Outcome)))),
             (2, self.scan),
             (2, self.hold),
+            (1, lambda: self.ring.drain(self.random.randint(0, 9))),
             (1, self.leave),
             (3, lambda: self.ring.wait(self.random.choice((0.1, 0.3, 1.0, 3.0, 11.0)))),
         ]

@@ -104,6 +104,7 @@ class World:
         for effect in found:
             self._perform(effect)
         assert self.core.next_wakeup is None or self.core.next_wakeup > self.now
+        assert set(self.core._context.keys.values()) <= set(self.core.open), "keys of what has ended"
         return found
 
     def new_ticket(self, gtrid: str) -> int:
@@ -161,6 +162,8 @@ class World:
                 self.told[gtrid].add(outcome)
                 if outcome is Outcome.COMMITTED:
                     self._told_committed(gtrid)
+            case effects.Accepted(gtrid=gtrid) if gtrid not in self.core.open:
+                self.states.pop(gtrid, None)  # forgotten
             case effects.Refused(reason=reason):
                 assert reason not in INDEFINITE or reason is Reason.OUTCOME_UNKNOWN
 
@@ -276,6 +279,8 @@ class World:
 
     def _check_outcome(self, gtrid: str) -> None:
         states = {s.branches[gtrid] for s in self.servers.values() if gtrid in s.worked} - {"read_only"}
+        if "committed" not in states:
+            states.discard("active")  # an agent ends it, when its session does
         if gtrid in self.interfered:
             if len(states) > 1 and self.core.epoch == 1:
                 assert gtrid in self.heuristic, f"{gtrid}: {states}, and nobody was told"

@@ -2,14 +2,15 @@
 
     start NAME...            a coordinator begins with an empty log; numbers in this order
     up NAME...               connect, fence and scan without finding anything
-    connect | fenced | held | lost NAME
-    scan NAME [BRANCH...]    XA RECOVER has listed: 1.2@1, or GTRID.BQUAL:FORMAT for any other
+    connect | fenced | held | lost NAME [link=N]
+    scan NAME [BRANCH...] [ago=SECONDS] [link=N]
+                             XA RECOVER has listed: 1.2@1, or GTRID.BQUAL:FORMAT for any other
     plan NAME [BRANCH...]    what reconciling would do
     begin [key=K] [content=C] [timeout=S] [room=no]
     run NAME... [key=K] [content=C] [wait=decided] [order=yes] [timeout=S]
     commit | rollback T [wait=decided]
     enlist NAME T
-    vote NAME T OK | READ_ONLY | ROLLBACK [REASON]
+    vote NAME T OK | READ_ONLY | ROLLBACK [REASON] [results=yes]
     finish NAME T OUTCOME | none
     resolve T COMMIT | ROLLBACK
     forget T
@@ -127,23 +128,27 @@ def connect(s: Scenario, words: Words, options: Options) -> None:
     s.feed(inputs.AgentConnected(words[0], s.links[words[0]]))
 
 
+def _link(s: Scenario, name: str, options: Options) -> int:
+    return int(options.get("link", s.links.get(name, 0)))
+
+
 def fenced(s: Scenario, words: Words, options: Options) -> None:
-    s.feed(inputs.AgentFenced(words[0], s.links[words[0]], "model", True, "nowhere"))
+    s.feed(inputs.AgentFenced(words[0], _link(s, words[0], options), "model", True, "nowhere"))
 
 
 def held(s: Scenario, words: Words, options: Options) -> None:
     message = "the agent has seen a later epoch"
-    s.feed(inputs.AgentHeld(words[0], s.links[words[0]], Reason.STALE_EPOCH, message))
+    s.feed(inputs.AgentHeld(words[0], _link(s, words[0], options), Reason.STALE_EPOCH, message))
 
 
 def lost(s: Scenario, words: Words, options: Options) -> None:
-    s.feed(inputs.AgentLost(words[0], s.links.get(words[0], 0), "connection reset"))
+    s.feed(inputs.AgentLost(words[0], _link(s, words[0], options), "connection reset"))
 
 
 def scan(s: Scenario, words: Words, options: Options) -> None:
     asked = s.now - float(options.get("ago", 0))
     found = s.branches(words[1:])
-    s.feed(inputs.AgentScanned(words[0], s.links[words[0]], asked, found, 0, 0))
+    s.feed(inputs.AgentScanned(words[0], _link(s, words[0], options), asked, found, 0, 0))
 
 
 def plan(s: Scenario, words: Words, options: Options) -> None:
