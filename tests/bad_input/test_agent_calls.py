@@ -249,7 +249,7 @@ def test_commit_of_what_was_never_prepared(fenced: System) -> None:
 
 
 def test_a_second_stream_takes_over_from_ours(system: System) -> None:
-    """With our coordinator's own hello, as a second one would have it: the older stream ends, ours comes back."""
+    """With our coordinator's own hello: the older stream ends, and then ours comes back."""
     row = system.cluster.sites["orders"].server.sql(
         "SELECT epoch, log_identity FROM xacoord.coordinator WHERE coordinator_id = '0001'"
         " AND participant = 'orders'"
