@@ -12,9 +12,10 @@ from coordinator.core.effects import Decided, Rejection
 from coordinator.core.reconcile import Action, PlanItem
 from coordinator.core.states import State
 from coordinator.core.transaction import Branch, Transaction
+from coordinator.core.two_phase import sure_outcome
 from coordinator.v1 import admin_pb2
 from coordinator.v1 import coordinator_pb2 as pb
-from dtp import BranchState, Decision, Outcome
+from dtp import BranchState, Outcome
 from dtp.errors import RETRYABLE
 
 STATES: dict[State, pb.State.ValueType] = {state: pb.State.Value(f"STATE_{state.value}") for state in State}
@@ -80,11 +81,9 @@ def commit_response(answer: Decided) -> pb.CommitResponse:
 
 def known_outcome(transaction: Transaction) -> Outcome:
     """What may be told: nothing that is not durable."""
-    if transaction.outcome is not Outcome.UNKNOWN:
-        return transaction.outcome if transaction.durable else Outcome.UNKNOWN
     if transaction.decision is None or not transaction.durable:
         return Outcome.UNKNOWN
-    return Outcome.COMMITTED if transaction.decision is Decision.COMMIT else Outcome.ROLLED_BACK
+    return sure_outcome(transaction)
 
 
 def _told_state(transaction: Transaction) -> State:

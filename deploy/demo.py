@@ -28,8 +28,9 @@ from decimal import Decimal
 from pathlib import Path
 
 from deploy import books
+from deploy.engines import Engine, available_engines
 from deploy.private_cluster import Cluster, wait_for
-from deploy.private_servers import Engine, PrivateServer, available_engines
+from deploy.private_servers import PrivateServer
 from dtp import Gtrid, Xid
 from xacoord import InDoubt, RolledBack, TransactionManager, Unavailable
 

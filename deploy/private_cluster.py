@@ -19,7 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.private_servers import Engine, PrivateServer, free_port, spawn
+from deploy.engines import Engine
+from deploy.private_servers import PrivateServer
+from deploy.processes import free_port, spawn
 
 AGENT_USER = "xacoord_agent"
 AGENT_PASSWORD = "private"

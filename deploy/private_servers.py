@@ -25,24 +25,20 @@ import contextlib
 import fcntl
 import json
 import os
-import random
 import shutil
 import signal
-import socket as sockets
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import MySQLdb
 
-Engine = Literal["mysql", "mariadb"]
+from deploy.engines import Binaries, Engine, ServerError, user_argument
+from deploy.processes import free_port, spawn
 
 START_TIMEOUT_SECONDS = 120.0
 STOP_TIMEOUT_SECONDS = 60.0
@@ -53,54 +49,6 @@ _TEMPLATE_FORMAT = 1
 # Unix socket addresses have 108 bytes, one of them for the final NUL; MySQL appends ".lock" for a file beside
 # it.
 _SOCKET_PATH_BYTES = 100
-
-# The kernel sends a child its parent-death signal when the *thread* that started it ends, not only when the
-# process does. So one thread, which lives as long as the process, starts all servers.
-_spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="private-server-spawner")
-
-
-class ServerError(RuntimeError):
-    """A server cannot be created, started or stopped; the message ends with its error log's last lines."""
-
-
-@dataclass(frozen=True, slots=True)
-class Binaries:
-    """How to run one engine's server program.
-
-    `mysqld` is the start of the command line (program, perhaps preceded by a dynamic loader), `arguments`
-    follow it after the options that have to come first, `version` is e.g. "9.7.4".
-    """
-
-    engine: Engine
-    version: str
-    mysqld: tuple[str, ...]
-    arguments: tuple[str, ...]
-
-    @classmethod
-    def find(cls, engine: Engine) -> Binaries:
-        """Reads what deploy/setup.sh wrote. Raises ServerError when the engine is not there."""
-        default = Path(sys.prefix) / "xacoord-engines.json"
-        path = Path(os.environ.get("XACOORD_ENGINES", default))
-        try:
-            entry = json.loads(path.read_text())[engine]
-        except (FileNotFoundError, KeyError) as error:
-            raise ServerError(f"no {engine} here; run deploy/setup.sh --engines {engine} ({path})") from error
-        return cls(engine, entry["version"], tuple(entry["mysqld"]), tuple(entry["arguments"]))
-
-    def command(self, *arguments: str) -> list[str]:
-        """The command line that runs the server with these arguments and no configuration file."""
-        return [*self.mysqld, "--no-defaults", *self.arguments, *_user_argument(), *arguments]
-
-
-def available_engines() -> list[Engine]:
-    """The engines that deploy/setup.sh found here, MySQL first. Raises ServerError when there is none."""
-    found: list[Engine] = []
-    for engine in get_args(Engine):
-        with contextlib.suppress(ServerError):
-            found.append(Binaries.find(engine).engine)
-    if not found:
-        raise ServerError("no database engine here; run deploy/setup.sh")
-    return found
 
 
 class PrivateServer:
@@ -406,43 +354,6 @@ def _common_arguments(engine: Engine) -> list[str]:
     return arguments
 
 
-def _user_argument() -> list[str]:
-    # Servers refuse to run as root unless told so by name.
-    return ["--user=root"] if os.geteuid() == 0 else []
-
-
-def spawn(
-    command: Sequence[str], output: Path, environ: Mapping[str, str] | None = None
-) -> subprocess.Popen[bytes]:
-    """Starts a child that the kernel kills when this process dies; its output goes to a file."""
-
-    def start() -> subprocess.Popen[bytes]:
-        with output.open("ab") as file:
-            return subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *command],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                cwd="/",
-                env=environ,
-                start_new_session=True,  # Ctrl-C in a terminal is for this process to deal with
-            )
-
-    return _spawner.submit(start).result()
-
-
-def free_port() -> int:
-    """A free port of 127.0.0.1, below those that the kernel hands out: free while a server is down, too."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with sockets.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-
-
 def _cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xacoord"
 
@@ -480,7 +391,7 @@ def _initialise(binaries: Binaries, directory: Path) -> None:
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
             "--innodb-log-file-size=32M",
-            *_user_argument(),
+            *user_argument(),
         ]
     output = directory / "initialise.log"
     if spawn(command, output).wait() != 0:

@@ -15,6 +15,7 @@ _TABLES = (
     participant VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     number INT UNSIGNED NOT NULL,
     epoch INT UNSIGNED NOT NULL,
+    nonce BIGINT UNSIGNED NOT NULL,
     log_identity BINARY(16) NOT NULL,
     purged_to CHAR(20) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT '',
     PRIMARY KEY (coordinator_id, participant)

@@ -16,7 +16,8 @@ from typing import Any, get_args
 
 import pytest
 
-from deploy.private_servers import Engine, PrivateServer
+from deploy.engines import Engine
+from deploy.private_servers import PrivateServer
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import MySQLdb
 import pytest
 
-from deploy.private_servers import Engine, PrivateServer, ServerError
+from deploy.engines import Engine, ServerError
+from deploy.private_servers import PrivateServer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NewServer = Callable[..., PrivateServer]

@@ -17,7 +17,7 @@ from coordinator.core.effects import Effect, Rejection
 from coordinator.core.participants import Participants, recovered_transaction
 from coordinator.core.reconcile import PlanItem, PlanReason
 from coordinator.core.records import CommitRecord, EpochRecord, ParticipantRecord, PrepareRecord, Record
-from coordinator.core.replay import OpenTransaction, Replayed
+from coordinator.core.replay import LogContradiction, OpenTransaction, Replayed
 from coordinator.core.requests import Requests
 from coordinator.core.settings import Settings
 from coordinator.core.states import State
@@ -251,7 +251,9 @@ def _recovered(entry: OpenTransaction, names: dict[int, str], now: float) -> Tra
     transaction.note(entry.begun_at, "begun")
     outcomes = dict(entry.heuristic)
     for number in entry.participants:
-        name = names.get(number, f"number-{number}")
+        if number not in names:
+            raise LogContradiction(f"{entry.id} names participant {number}, which the log does not know")
+        name = names[number]
         branch = Branch(name, number, BranchState.PREPARED, outcome=outcomes.get(number))
         transaction.branches[name] = branch
     if entry.decision is Decision.COMMIT:

@@ -46,7 +46,6 @@ class Waiter:
 
     ticket: int
     wait_for: WaitFor
-    wants_results: bool = False
 
 
 @dataclass(slots=True)

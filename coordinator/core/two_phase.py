@@ -421,8 +421,9 @@ class TwoPhase:
             self._answer_unknown(transaction)
         if transaction.decision is None or not transaction.durable:
             return
-        if self._context.blocked(transaction) or transaction.state is State.HEURISTIC:
-            self._answer(transaction, lambda waiter_for: True, completed=transaction.state is State.HEURISTIC)
+        is_heuristic = transaction.state is State.HEURISTIC
+        if is_heuristic or now >= transaction.deadline or self._context.blocked(transaction):
+            self._answer(transaction, lambda waiter_for: True, completed=is_heuristic)
         else:
             self._announce(transaction)
 
@@ -434,14 +435,23 @@ class TwoPhase:
 
 def decided(transaction: Transaction, completed: bool) -> Decided:
     """The answer that tells a caller how the transaction ended or surely will."""
-    outcome = transaction.outcome
-    if outcome is Outcome.UNKNOWN:
-        is_commit = transaction.decision is Decision.COMMIT
-        outcome = Outcome.COMMITTED if is_commit else Outcome.ROLLED_BACK
+    outcome = sure_outcome(transaction)
     results: tuple[tuple[str, object], ...] = ()
     if outcome is Outcome.COMMITTED and transaction.one_shot:
         results = tuple((name, transaction.branches[name].results) for name in transaction.order)
     return Decided(transaction.gtrid, outcome, completed, transaction.rejection, results)
+
+
+def sure_outcome(transaction: Transaction) -> Outcome:
+    """How a decided transaction ended or surely will, given what its branches have said so far."""
+    if transaction.outcome is not Outcome.UNKNOWN:
+        return transaction.outcome
+    assert transaction.decision is not None
+    is_commit = transaction.decision is Decision.COMMIT
+    as_decided = Outcome.COMMITTED if is_commit else Outcome.ROLLED_BACK
+    # A branch that is still open will end as decided, or worse; it never makes a mixed outcome a clean one.
+    branches = [branch.outcome or as_decided for branch in transaction.branches.values()]
+    return combine(transaction.decision, branches)
 
 
 def heuristic_record(transaction: Transaction, now: float) -> HeuristicRecord:

@@ -1,9 +1,12 @@
 """Recovery: what the server knows about prepared branches, and the durable fence. Nothing here ends a branch.
 
-Fence, in one atomic statement: a row per (coordinator id, participant) keeps number, epoch and log identity.
-The row is raised only where everything else agrees; then it is read back and compared, so that two
-coordinators that raise at the same time see one winner. A crash between the write and the answer leaves a
-raised fence, which is harmless.
+Fence: a row per (coordinator id, participant) keeps number, log identity, epoch and the epoch's nonce.
+ 1. insert the row where there is none (first contact is accepted);
+ 2. raise it, in one atomic statement, only where number and identity agree and what it remembers is in the
+    coordinator's history (docs/decisions/0004): a log restored from a backup gives the same epochs again, but
+    not the same nonces;
+ 3. read it back and compare, so that of two coordinators that raise at the same time one is told.
+A crash between the write and the answer leaves a raised fence, which is harmless.
 
 Purge: `purged_to` is stored durably before the first witness row below it is deleted. Otherwise a crash
 between the two would make a missing row look like the proof that its branch did not commit.
@@ -110,20 +113,27 @@ def unavailable(answer: Result, doing: str) -> XacoordError:
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """One row of the coordinator table."""
+    """One row of the coordinator table.
+
+    Attributes:
+        nonce: the epoch's, by which a log that gives the same epoch again is noticed.
+    """
 
     coordinator_id: str
     number: int
     epoch: int
     log_identity: bytes
+    nonce: int
     purged_to: str = ""
 
 
-_COLUMNS = "coordinator_id, number, epoch, HEX(log_identity), purged_to"
+_COLUMNS = "coordinator_id, number, epoch, HEX(log_identity), nonce, purged_to"
 
 
 def _fenced(row: Row) -> Fenced:
-    return Fenced(text(row[0]), number(row[1]), number(row[2]), bytes.fromhex(text(row[3])), text(row[4]))
+    return Fenced(
+        text(row[0]), number(row[1]), number(row[2]), bytes.fromhex(text(row[3])), number(row[4]), text(row[5])
+    )
 
 
 def load_fences(schema: str, participant: str) -> Procedure[dict[str, Fenced]]:
@@ -136,72 +146,98 @@ def load_fences(schema: str, participant: str) -> Procedure[dict[str, Fenced]]:
     return {fence.coordinator_id: fence for fence in map(_fenced, answer.rows)}
 
 
-def fence(schema: str, participant: str, wanted: Fenced) -> Procedure[Fenced]:
+def fence(schema: str, participant: str, wanted: Fenced, history: dict[int, int]) -> Procedure[Fenced]:
     """Raise the durable fence to `wanted`, or refuse.
 
+    Args:
+        schema, participant: where the row is.
+        wanted: what the row shall be; its `purged_to` is a lower bound.
+        history: the coordinator's epochs with their nonces, `wanted`'s among them.
+
     Raises:
-        XacoordError: STALE_EPOCH, LOG_IDENTITY_CHANGED or PARTICIPANT_MISMATCH where the remembered row
-            disagrees, with what is remembered as metadata; SERVER_UNAVAILABLE where the row cannot be
-            written.
+        XacoordError: what `contradiction` says of the remembered row; SERVER_UNAVAILABLE where the row cannot
+            be written.
     """
-    identity = wanted.log_identity.hex()
+    identity = f"X'{wanted.log_identity.hex()}'"
+    row = (wanted.coordinator_id, participant)
+    values = (wanted.number, wanted.epoch, wanted.nonce, wanted.purged_to)
     written = yield OnControl(
         Query(
             f"INSERT INTO {schema}.coordinator "
-            "(coordinator_id, participant, number, epoch, log_identity, purged_to) "
-            f"VALUES (%s, %s, %s, %s, X'{identity}', %s) ON DUPLICATE KEY UPDATE "
-            f"purged_to = IF(number = %s AND log_identity = X'{identity}' AND epoch <= %s, "
-            "GREATEST(purged_to, %s), purged_to), "
-            f"epoch = IF(number = %s AND log_identity = X'{identity}' AND epoch <= %s, %s, epoch)",
-            (
-                *(wanted.coordinator_id, participant, wanted.number, wanted.epoch, wanted.purged_to),
-                *(wanted.number, wanted.epoch, wanted.purged_to),
-                *(wanted.number, wanted.epoch, wanted.epoch),
-            ),
+            "(coordinator_id, participant, number, epoch, nonce, purged_to, log_identity) "
+            f"VALUES (%s, %s, %s, %s, %s, %s, {identity}) ON DUPLICATE KEY UPDATE number = number",
+            (*row, *values),
             Verb.FENCE,
         )
     )
     if not isinstance(written, Ok):
         raise unavailable(written, "writing the fence")
+    # The check is the WHERE of the write: between the two no other fence can come.
+    known = ", ".join(f"({epoch}, {nonce})" for epoch, nonce in history.items() if epoch <= wanted.epoch)
+    raised = yield OnControl(
+        Query(
+            f"UPDATE {schema}.coordinator SET number = %s, epoch = %s, nonce = %s, "
+            "purged_to = GREATEST(purged_to, %s) WHERE coordinator_id = %s AND participant = %s "
+            f"AND number = %s AND log_identity = {identity} AND (epoch, nonce) IN ({known})",
+            (*values, *row, wanted.number),
+            Verb.FENCE,
+        )
+    )
+    if not isinstance(raised, Ok):
+        raise unavailable(raised, "writing the fence")
     answer = yield OnControl(
         Query(
-            f"SELECT {_COLUMNS} FROM {schema}.coordinator WHERE coordinator_id = %s AND participant = %s",
-            (wanted.coordinator_id, participant),
+            f"SELECT {_COLUMNS} FROM {schema}.coordinator WHERE coordinator_id = %s AND participant = %s", row
         )
     )
     if not isinstance(answer, Ok) or len(answer.rows) != 1:
         raise unavailable(answer, "reading the fence back")
     remembered = _fenced(answer.rows[0])
-    check_fence(remembered, wanted)
+    refusal = contradiction(remembered, wanted, history)
+    if refusal is not None:
+        raise refusal
     return remembered
 
 
-def check_fence(remembered: Fenced, wanted: Fenced) -> None:
-    """Raise the XacoordError that says in what `remembered` contradicts `wanted`, if it does."""
+def contradiction(remembered: Fenced, wanted: Fenced, history: dict[int, int]) -> XacoordError | None:
+    """The error that says in what `remembered` contradicts `wanted`; None where the fence may be raised.
+
+    It is what the WHERE in `fence` decides, said in words: PARTICIPANT_MISMATCH, LOG_IDENTITY_CHANGED or
+    STALE_EPOCH, with what is remembered as metadata.
+    """
     metadata = {
         "remembered_epoch": str(remembered.epoch),
         "remembered_log_identity": remembered.log_identity.hex(),
         "remembered_number": str(remembered.number),
     }
+    name = f"coordinator {wanted.coordinator_id}"
     if remembered.number != wanted.number:
-        raise XacoordError(
+        return XacoordError(
             Reason.PARTICIPANT_MISMATCH,
-            f"coordinator {wanted.coordinator_id} gave this participant number {remembered.number} before, "
-            f"now {wanted.number}; numbers are given once",
+            f"{name} gave this participant number {remembered.number} before, now {wanted.number}; numbers are "
+            "given once",
             metadata=metadata,
         )
     if remembered.log_identity != wanted.log_identity:
-        raise XacoordError(
+        return XacoordError(
             Reason.LOG_IDENTITY_CHANGED,
-            f"coordinator {wanted.coordinator_id} had another log before; was its log directory replaced?",
+            f"{name} had another log before; was its log directory replaced?",
             metadata=metadata,
         )
     if remembered.epoch > wanted.epoch:
-        raise XacoordError(
+        return XacoordError(
             Reason.STALE_EPOCH,
-            f"epoch {wanted.epoch} of coordinator {wanted.coordinator_id} is over: {remembered.epoch} began",
+            f"epoch {wanted.epoch} of {name} is over: {remembered.epoch} began",
             metadata=metadata,
         )
+    if history.get(remembered.epoch) != remembered.nonce:
+        return XacoordError(
+            Reason.LOG_IDENTITY_CHANGED,
+            f"the log of {name} is not the one that began epoch {remembered.epoch}: it was lost, or restored "
+            "from a backup",
+            metadata=metadata,
+        )
+    return None
 
 
 class Lookup(StrEnum):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from deploy.engines import Engine
 from deploy.private_cluster import Cluster
-from deploy.private_servers import Engine
 from tests.bad_input.support import NAMES, System
 
 _SETTINGS = "[transactions]\nrescan_every = 0.5\n"
@@ -29,9 +29,13 @@ def systems() -> Iterator[Callable[[Engine], System]]:
             cluster = Cluster.create(
                 engine, directory / engine, NAMES, settings=_SETTINGS, agent_settings=_AGENT_SETTINGS
             )
-            for name, site in cluster.sites.items():
-                site.server.sql(f"CREATE TABLE {name}.ledger (id INT PRIMARY KEY, amount INT NOT NULL)")
-            cluster.start()
+            try:
+                for name, site in cluster.sites.items():
+                    site.server.sql(f"CREATE TABLE {name}.ledger (id INT PRIMARY KEY, amount INT NOT NULL)")
+                cluster.start()
+            except BaseException:
+                cluster.close()
+                raise
             made[engine] = System(cluster)
         return made[engine]
 

@@ -17,7 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from coordinator.v1 import admin_pb2, admin_pb2_grpc, coordinator_pb2_grpc
 from coordinator.v1 import coordinator_pb2 as pb
 from deploy.private_cluster import Process, wait_for
-from deploy.private_servers import free_port
+from deploy.processes import free_port
 from dtp import Reason
 from participant_agent.v1 import participant_agent_pb2 as agent_pb
 from participant_agent.v1 import statement_pb2 as sql_pb

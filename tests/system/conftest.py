@@ -17,8 +17,8 @@ import grpc
 import pytest
 
 from coordinator.v1 import admin_pb2_grpc, coordinator_pb2, coordinator_pb2_grpc
+from deploy.engines import Engine
 from deploy.private_cluster import Cluster, wait_for
-from deploy.private_servers import Engine
 from participant_agent.v1 import participant_agent_pb2, participant_agent_pb2_grpc, statement_pb2
 
 NAMES = ("orders", "payments")
