@@ -29,7 +29,7 @@ from pathlib import Path
 
 from deploy import books
 from deploy.engines import Engine, available_engines
-from deploy.private_cluster import Cluster, wait_for
+from deploy.private_cluster import Cluster, ClusterError, wait_for
 from deploy.private_servers import PrivateServer
 from dtp import Gtrid, Xid
 from xacoord import InDoubt, RolledBack, TransactionManager, Unavailable
@@ -244,9 +244,9 @@ def run(engine: Engine, directory: Path, keep: bool) -> int:
         if keep:
             stay()
         return 0 if result["consistent"] else 1
-    except BaseException:
-        print(cluster.tails(), file=sys.stderr)
-        raise
+    except ClusterError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
     finally:
         cluster.close()
 

@@ -195,18 +195,21 @@ class Cluster:
 
         def ready() -> bool:
             if not self.coordinator.running:
-                raise ClusterError(f"the coordinator has ended\n{self.coordinator.tail()}")
+                raise ClusterError(f"{self.coordinator.name} has ended\n{self.coordinator.tail()}")
             return self.http("/readyz")[0] == 200
 
         wait_for(ready, timeout_seconds, lambda: f"not ready\n{self.tails()}")
 
     def wait_until_up(self, timeout_seconds: float = _START_SECONDS) -> None:
         """Until every participant is up."""
-        wait_for(
-            lambda: all(self.metric("xacoord_participant_up", participant=name) == 1 for name in self.sites),
-            timeout_seconds,
-            lambda: f"not all participants are up\n{self.tails()}",
-        )
+
+        def up() -> bool:
+            for process in (self.coordinator, *(site.agent for site in self.sites.values())):
+                if not process.running:
+                    raise ClusterError(f"{process.name} has ended\n{process.tail()}")
+            return all(self.metric("xacoord_participant_up", participant=name) == 1 for name in self.sites)
+
+        wait_for(up, timeout_seconds, lambda: f"not all participants are up\n{self.tails()}")
 
     def http(self, path: str) -> tuple[int, str]:
         """(status, body) of a GET; (0, "") where nothing answers."""
