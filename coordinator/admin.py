@@ -77,6 +77,7 @@ class AdminService(rpc.AdminServicer):
     ) -> pb.ParticipantsResponse:
         """How the coordinator is with each participant."""
         now = self._driver.clock()
+        doubts = self._core.doubts()
         response = pb.ParticipantsResponse()
         for name, participant in self._core.participants.items():
             link = self._driver.links.get(name)
@@ -86,8 +87,8 @@ class AdminService(rpc.AdminServicer):
                 address=link.address if link else "",
                 state=participant.state.value,
                 last_error=participant.last_error if link else "not in the configuration",
-                in_doubt=participant.in_doubt,
-                orphans=participant.orphans,
+                in_doubt=doubts[name].branches,
+                orphans=doubts[name].orphans,
                 foreign=participant.foreign,
                 blocked_sessions=participant.blocked_sessions,
                 server=participant.server,

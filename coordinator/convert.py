@@ -100,13 +100,12 @@ def transaction_message(core: Coordinator, transaction: Transaction, now: float)
 
 def transaction_of(transaction: Transaction, now: float, blocked: bool) -> pb.Transaction:
     """The same without a core."""
-    until = transaction.ended_at or now
     return pb.Transaction(
         gtrid=transaction.gtrid,
         state=STATES[_told_state(transaction)],
         outcome=OUTCOMES[known_outcome(transaction)],
         begun_at=timestamp(transaction.begun_at),
-        age=duration(max(0.0, until - transaction.begun_at)),
+        age=duration(max(0.0, now - transaction.begun_at)),
         branches=[_branch(branch) for branch in transaction.branches.values()],
         rejection=rejection(transaction.rejection),
         in_doubt=transaction.in_doubt,

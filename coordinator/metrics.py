@@ -15,8 +15,6 @@ from coordinator.core import inputs
 from coordinator.core.coordinator import Coordinator
 from coordinator.core.effects import Alert, AlertKind, Changed
 from coordinator.core.states import ParticipantState, State
-from coordinator.core.transaction import Transaction
-from dtp import Outcome
 from wal import LogStatus
 
 _PHASES = {
@@ -28,7 +26,6 @@ _PHASES = {
 _OUTCOMES = {State.COMMITTED: "committed", State.ROLLED_BACK: "rolled_back", State.HEURISTIC: "heuristic"}
 _FROM_THE_SCAN = (
     ("blocked_sessions", "Sessions that wait for locks of prepared branches.", "blocked_sessions"),
-    ("orphan_branches", "Branches of ours that the log does not explain.", "orphans"),
     ("foreign_branches", "Prepared branches of others.", "foreign"),
 )
 _PHASE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -162,24 +159,19 @@ class _LiveCollector:
         core = self._core
         in_doubt = _family("xacoord_in_doubt_branches", "Branches whose end is still open.")
         oldest = _family("xacoord_in_doubt_oldest_age_seconds", "Age of the oldest transaction in doubt.")
+        orphans = _family("xacoord_orphan_branches", "Branches of ours that the log does not explain.")
         families = [(_family(f"xacoord_{name}", text), attribute) for name, text, attribute in _FROM_THE_SCAN]
         up = _family("xacoord_participant_up", "1 where the participant is fenced, scanned and attached.")
-        for name, participant in core.participants.items():
-            doubtful = [t for t in core.open.values() if _in_doubt_at(t, name)]
-            in_doubt.add_metric([name], len(doubtful))
-            age = max((self._now - t.begun_at for t in doubtful), default=0.0)
-            oldest.add_metric([name], age)
+        for name, doubt in core.doubts().items():
+            participant = core.participants[name]
+            begun_at = doubt.oldest_begun_at
+            in_doubt.add_metric([name], doubt.branches)
+            oldest.add_metric([name], 0.0 if begun_at is None else max(0.0, self._now - begun_at))
+            orphans.add_metric([name], doubt.orphans)
             up.add_metric([name], participant.state is ParticipantState.UP)
             for family, attribute in families:
                 family.add_metric([name], getattr(participant, attribute))
-        yield from (in_doubt, oldest, up, *(family for family, _ in families))
-
-
-def _in_doubt_at(transaction: Transaction, participant: str) -> bool:
-    branch = transaction.branches.get(participant)
-    if branch is None or not transaction.in_doubt:
-        return False
-    return branch.open or branch.outcome is Outcome.UNKNOWN
+        yield from (in_doubt, oldest, orphans, up, *(family for family, _ in families))
 
 
 def _family(name: str, text: str) -> GaugeMetricFamily:

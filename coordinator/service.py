@@ -186,7 +186,7 @@ class CoordinatorService(rpc.CoordinatorServicer):
         )
 
     async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
-        """Open transactions and the last ended ones, in the order in which they began."""
+        """Open transactions and the last ended ones, the newest first."""
         size = request.page_size or _DEFAULT_PAGE
         if size > _MAX_PAGE:
             raise XacoordError(Reason.INVALID_REQUEST, f"page_size {size}; give 1 to {_MAX_PAGE}")
@@ -199,9 +199,11 @@ class CoordinatorService(rpc.CoordinatorServicer):
         states = set(request.states)
         found: list[pb.Transaction] = []
         known = {**self._core.ended, **self._core.open}
-        for gtrid in sorted(known):
+        for gtrid in sorted(known, reverse=True):
             transaction = known[gtrid]
-            if gtrid <= request.page_token or now - transaction.begun_at < least_age:
+            if request.page_token and gtrid >= request.page_token:
+                continue
+            if now - transaction.begun_at < least_age:
                 continue
             if request.in_doubt and not transaction.in_doubt:
                 continue

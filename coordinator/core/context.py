@@ -26,8 +26,9 @@ class Participant:
         tried: the first attempt to reach it has ended, well or not.
         link: number of the present connection.
         rescan_at: when the next periodic scan is due; timers for other times are stale.
-        orphans, in_doubt, foreign: branches in the last scan.
-        held: branches that the last scan found ahead of our log.
+        foreign: branches of others in the last scan.
+        unexplained: branches of ours in the last scan that are on HOLD: this log cannot know them.
+        held: those of them that people have been told of.
     """
 
     name: str
@@ -42,12 +43,26 @@ class Participant:
     last_error: str = ""
     scanned_at: float | None = None
     rescan_at: float | None = None
-    orphans: int = 0
-    in_doubt: int = 0
+    unexplained: int = 0
     foreign: int = 0
     blocked_sessions: int = 0
     ghosts: int = 0
     held: frozenset[Xid] = frozenset()
+
+
+@dataclass(slots=True)
+class Doubt:
+    """What is open at one participant now.
+
+    Attributes:
+        branches: in doubt, of transactions that the log explains.
+        orphans: branches of ours that it does not.
+        oldest_begun_at: of all these transactions; None where there is none.
+    """
+
+    branches: int = 0
+    orphans: int = 0
+    oldest_begun_at: float | None = None
 
 
 class Purpose(Enum):
@@ -147,6 +162,21 @@ class Context:
     def is_up(self, participant: str) -> bool:
         """Whether commands can be sent to the participant."""
         return self.participants[participant].state is ParticipantState.UP
+
+    def doubts(self) -> dict[str, Doubt]:
+        """What is open at each participant, from the live state and the last scans."""
+        found = {name: Doubt(orphans=p.unexplained) for name, p in self.participants.items()}
+        for transaction in self.open.values():
+            if not transaction.in_doubt:
+                continue
+            for name, branch in transaction.branches.items():
+                if branch.open and branch.started:
+                    doubt = found[name]
+                    doubt.orphans += transaction.orphan
+                    doubt.branches += not transaction.orphan
+                    begun_at = transaction.begun_at
+                    doubt.oldest_begun_at = min(doubt.oldest_begun_at or begun_at, begun_at)
+        return found
 
     def blocked(self, transaction: Transaction) -> bool:
         """In doubt, and a branch could not be finished: its participant is away or keeps failing."""

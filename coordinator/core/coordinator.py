@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from coordinator.core import inputs
-from coordinator.core.context import Context, Participant
+from coordinator.core.context import Context, Doubt, Participant
 from coordinator.core.effects import Effect, Rejection
 from coordinator.core.participants import Participants, recovered_transaction
 from coordinator.core.reconcile import PlanItem, PlanReason
@@ -169,6 +169,10 @@ class Coordinator:
     def blocked(self, transaction: Transaction) -> bool:
         """In doubt, and a participant that is needed to end it is away or failing."""
         return self._context.blocked(transaction)
+
+    def doubts(self) -> dict[str, Doubt]:
+        """What is open at each participant, by name."""
+        return self._context.doubts()
 
     @property
     def waiting_for(self) -> list[str]:

@@ -144,14 +144,9 @@ class Participants:
         self, participant: Participant, event: AgentScanned, items: list[PlanItem], now: float
     ) -> None:
         foreign = (PlanReason.FOREIGN, PlanReason.OTHER_COORDINATOR)
-        known = (PlanReason.COMMIT_RECORD, PlanReason.ROLLBACK_DECIDED)
-        unexplained = (PlanReason.EPOCH_AHEAD_OF_LOG, PlanReason.PARTICIPANT_ON_HOLD)
         participant.scanned_at = now
         participant.foreign = sum(item.reason in foreign for item in items)
-        participant.in_doubt = sum(item.reason in known for item in items)
-        participant.orphans = sum(
-            item.reason in unexplained or item.reason is PlanReason.PRESUMED_ABORT for item in items
-        )
+        participant.unexplained = sum(item.action is Action.HOLD for item in items)
         participant.blocked_sessions = event.blocked_sessions
         participant.ghosts = event.ghosts
 
@@ -164,6 +159,7 @@ class Participants:
         transaction = context.open.get(gtrid)
         if transaction is None:
             transaction = recovered_transaction(gtrid, id_, now)
+            transaction.orphan = True
             transaction.rejection = Rejection(Reason.PRESUMED_ABORT, PlanReason.PRESUMED_ABORT.value)
             context.open[gtrid] = transaction
             message = "prepared branch without a COMMIT record: rolling it back"

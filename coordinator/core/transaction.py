@@ -59,6 +59,7 @@ class Transaction:
         durable: the decision (or the heuristic record) that was forced is on disk.
         queue: branches of an in-order Run that have not been started.
         recovered: read from the log, or found by a scan, after a restart.
+        orphan: found by a scan; the log has no record of it.
         timeline: (when, what, participant), for people.
     """
 
@@ -82,6 +83,7 @@ class Transaction:
     order: tuple[str, ...] = ()
     waiters: list[Waiter] = field(default_factory=list)
     recovered: bool = False
+    orphan: bool = False
     ended_at: float = 0.0
     timeline: list[tuple[float, str, str]] = field(default_factory=list)
 

@@ -244,11 +244,11 @@ class Participant(google.protobuf.message.Message):
     """UNREACHABLE, FENCING, SCANNING, UP or HOLD."""
     last_error: builtins.str
     in_doubt: builtins.int
-    """Branches of ours that are prepared and decided or waiting, from the last scan."""
+    """Branches of ours whose end is open now."""
     orphans: builtins.int
-    """Branches of ours that no transaction of the log explains."""
+    """Branches of ours that the log does not explain."""
     foreign: builtins.int
-    """Prepared branches of others."""
+    """Prepared branches of others, in the last scan."""
     blocked_sessions: builtins.int
     server: builtins.str
     witness: builtins.bool

@@ -655,7 +655,9 @@ class Transaction(google.protobuf.message.Message):
     @property
     def begun_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
-    def age(self) -> google.protobuf.duration_pb2.Duration: ...
+    def age(self) -> google.protobuf.duration_pb2.Duration:
+        """Since it began."""
+
     @property
     def branches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Branch]: ...
     @property

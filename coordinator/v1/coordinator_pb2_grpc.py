@@ -116,7 +116,7 @@ class CoordinatorServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Transactions that have not ended, and the last ones that have.
+        """Transactions that have not ended, and the last ones that have; the newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

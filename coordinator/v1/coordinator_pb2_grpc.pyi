@@ -223,7 +223,7 @@ class CoordinatorStub(typing.Generic[_CoordinatorBeginType, _CoordinatorRunType,
     """What is known of a transaction; where the log has dropped it, the witness rows are asked."""
 
     List: _CoordinatorListType
-    """Transactions that have not ended, and the last ones that have."""
+    """Transactions that have not ended, and the last ones that have; the newest first."""
 
     Watch: _CoordinatorWatchType
     """A transaction's states as they change, until it has ended."""
@@ -311,7 +311,7 @@ class CoordinatorServicer(metaclass=abc.ABCMeta):
         request: coordinator.v1.coordinator_pb2.ListRequest,
         context: _ServicerContext,
     ) -> typing.Union[coordinator.v1.coordinator_pb2.ListResponse, collections.abc.Awaitable[coordinator.v1.coordinator_pb2.ListResponse]]:
-        """Transactions that have not ended, and the last ones that have."""
+        """Transactions that have not ended, and the last ones that have; the newest first."""
 
     @abc.abstractmethod
     def Watch(
