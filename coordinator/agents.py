@@ -24,7 +24,7 @@ from grpc_status import rpc_status
 from coordinator.core import effects, inputs
 from dtp import Outcome, Reason, Vote, Xid
 from dtp.errors import INDEFINITE
-from dtp.xid import GTRID_LENGTH
+from dtp.xid import GTRID_LENGTH, is_gtrid
 from participant_agent.v1 import participant_agent_pb2 as pb
 from participant_agent.v1 import participant_agent_pb2_grpc as rpc
 from shell.text import clean
@@ -183,6 +183,7 @@ class AgentLink:
                 clean(f"{server.engine} {server.version}", _MAX_NAME),
                 server.witness,
                 clean(server.address, _MAX_NAME) or self.address,
+                response.last_committed if is_gtrid(response.last_committed) else "",
             )
         )
 

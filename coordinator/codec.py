@@ -55,7 +55,10 @@ def _microseconds(seconds: float) -> int:
 
 def _epoch(record: records.EpochRecord) -> pb.EpochRecord:
     return pb.EpochRecord(
-        coordinator_id=record.coordinator_id, at=_microseconds(record.at), nonce=record.nonce
+        coordinator_id=record.coordinator_id,
+        at=_microseconds(record.at),
+        nonce=record.nonce,
+        last_counter=record.last_counter,
     )
 
 
@@ -131,7 +134,11 @@ def decode(coordinator_id: str, entry: Entry) -> records.Record:
         case Kind.EPOCH:
             epoch = pb.EpochRecord.FromString(payload)
             return records.EpochRecord(
-                epoch.coordinator_id, entry.epoch, epoch.nonce, epoch.at / _MICROSECONDS
+                epoch.coordinator_id,
+                entry.epoch,
+                epoch.nonce,
+                epoch.at / _MICROSECONDS,
+                epoch.last_counter,
             )
         case Kind.PARTICIPANT:
             participant = pb.ParticipantRecord.FromString(payload)

@@ -38,7 +38,7 @@ from coordinator.version import VERSION
 from shell import logs
 from shell.config import ConfigError, check_address, check_bindable
 from shell.status import ErrorInterceptor
-from wal import LogCorrupt, LogError, LogLocked
+from wal import LogCorrupt, LogError, LogFailed, LogFull, LogLocked
 
 EXIT_IO = 74  # EX_IOERR
 EXIT_LOCKED = 75  # EX_TEMPFAIL
@@ -112,20 +112,25 @@ class Daemon:
         failed.add_done_callback(lambda future: stop.set())
         await stop.wait()
         readiness.cancel()
-        if failed.done():
-            log.error("the log failed: ending", error=str(failed.result()), exit_code=EXIT_IO)
-            await asyncio.sleep(_READY_POLL_SECONDS)  # waiting callers hear UNKNOWN
-            sys.stderr.flush()
-            os._exit(EXIT_IO)
+        await self._end_if_the_log_failed()
         log.info("draining")
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._runtime.drain(section.drain_seconds)
+        await self._end_if_the_log_failed()
         await self._server.stop(_GRACE_SECONDS)
+        await self._end_if_the_log_failed()
         if http is not None:
             await loop.run_in_executor(None, http.close)
         await self._runtime.close()
         log.info("stopped", open=len(core.open))
         return 0
+
+    async def _end_if_the_log_failed(self) -> None:
+        """At once, without closing anything: nothing more may be acknowledged or written."""
+        if self._runtime.driver.failed.done():
+            await asyncio.sleep(_READY_POLL_SECONDS)  # waiting callers hear UNKNOWN
+            sys.stderr.flush()
+            os._exit(EXIT_IO)
 
     def _http(self) -> HttpServer | None:
         listen = self._config.coordinator.http_listen
@@ -199,6 +204,8 @@ def main(path: Path) -> None:
         raise _exit(EXIT_LOCKED, str(error)) from error
     except (LogCorrupt, LogContradiction, UnknownRecord, JournalError) as error:
         raise _exit(EXIT_CONFIG, str(error)) from error
+    except (LogFailed, LogFull) as error:
+        raise _exit(EXIT_IO, str(error)) from error
     except LogError as error:
         raise _exit(EXIT_CONFIG, str(error)) from error
     except RuntimeError as error:  # gRPC: the address cannot be bound

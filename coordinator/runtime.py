@@ -105,7 +105,8 @@ class Runtime:
         """Begin nothing new and let what is decided reach its participants, for at most `seconds`."""
         self.driver.submit(inputs.DrainStarted())
         deadline = asyncio.get_running_loop().time() + seconds
-        while self.driver.core.busy and asyncio.get_running_loop().time() < deadline:
+        driver = self.driver
+        while driver.core.busy and not driver.failed.done() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
 
     async def close(self) -> None:

@@ -76,6 +76,11 @@ def is_coordinator_id(text: str) -> bool:
     return len(text) == COORDINATOR_ID_LENGTH and _DIGIT_SET.issuperset(text)
 
 
+def is_gtrid(text: str) -> bool:
+    """True where `text` has the shape of one of our gtrids."""
+    return len(text) == GTRID_LENGTH and _DIGIT_SET.issuperset(text) and text.startswith(MAGIC)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Gtrid:
     """What one of our global transaction ids says.
@@ -107,7 +112,7 @@ class Gtrid:
         Raises:
             XacoordError: INVALID_GTRID where the text has not our shape.
         """
-        if len(text) != GTRID_LENGTH or not _DIGIT_SET.issuperset(text) or not text.startswith(MAGIC):
+        if not is_gtrid(text):
             shown = text[:GTRID_LENGTH].encode("unicode_escape").decode("ascii")
             raise XacoordError(
                 Reason.INVALID_GTRID,

@@ -13,7 +13,7 @@ from coordinator.core.settings import Settings
 from coordinator.core.states import ParticipantState, State, Trigger, next_state
 from coordinator.core.timers import Timers
 from coordinator.core.transaction import Transaction
-from dtp import Outcome, Reason, Xid
+from dtp import Decision, Outcome, Reason, Xid
 
 
 @dataclass(slots=True)
@@ -90,6 +90,8 @@ class Context:
         open: transactions that have not ended, and heuristic ones until FORGET.
         keys: idempotency key -> gtrid of the open transaction that holds it.
         counter: of the last transaction begun in this epoch.
+        marks: epoch -> the highest counter with a PREPARE record.
+        log_lost: what proves that this log lacks decisions that were taken; empty: nothing does.
     """
 
     def __init__(self, settings: Settings, epoch: int) -> None:
@@ -103,6 +105,8 @@ class Context:
         self.participants: dict[str, Participant] = {}
         self.counter = 0
         self.draining = False
+        self.marks: dict[int, int] = {}
+        self.log_lost = ""
         self._forced: deque[Forced] = deque()
         self._numbers = 0
 
@@ -162,6 +166,19 @@ class Context:
     def is_up(self, participant: str) -> bool:
         """Whether commands can be sent to the participant."""
         return self.participants[participant].state is ParticipantState.UP
+
+    @property
+    def waiting_for(self) -> list[str]:
+        """Participants whose first fence and reconcile have neither ended nor failed."""
+        return [name for name, participant in self.participants.items() if not participant.tried]
+
+    def may_tell(self, transaction: Transaction) -> bool:
+        """Whether phase 2 may go out: what is only presumed waits until every participant has been heard.
+
+        One of them may know that this log was restored from a backup. One that is away is not waited for.
+        """
+        presumed = transaction.recovered and transaction.decision is Decision.ROLLBACK
+        return not presumed or not (self.log_lost or self.waiting_for)
 
     def doubts(self) -> dict[str, Doubt]:
         """What is open at each participant, from the live state and the last scans."""

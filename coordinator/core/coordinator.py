@@ -24,10 +24,11 @@ from coordinator.core.states import State
 from coordinator.core.timers import TimerKind
 from coordinator.core.transaction import Branch, Transaction
 from coordinator.core.two_phase import TwoPhase, heuristic_record
-from dtp import BranchState, Decision, Gtrid, Outcome, Reason, Xid
+from dtp import BranchState, Decision, Gtrid, Outcome, Reason, Vote, Xid
 from dtp.outcome import combine
 
 _SWEEP_EVERY = 5.0
+_FIRST_CONTACT = 5.0  # seconds after which a participant that has not answered counts as away
 _KEEP_NONCES = 1_000  # an agent that missed more starts than this is put on HOLD
 
 
@@ -51,6 +52,7 @@ class Coordinator:
         self._requests = Requests(self._context, self._two_phase)
         self._participants = Participants(self._context, self._two_phase)
         self._nonces = dict(sorted(replayed.nonces.items())[-_KEEP_NONCES:])
+        self._context.marks = {epoch: replayed.marks.get(epoch, 0) for epoch in self._nonces}
         configured = set(participants)
         for name, number in sorted(replayed.numbers.items()):
             participant = Participant(name, number, configured=name in configured)
@@ -64,6 +66,7 @@ class Coordinator:
         for key, end in replayed.keys.items():
             self._context.memory.remember_key(key, end.id, end.fingerprint, now)
         self._context.timers.add(now + _SWEEP_EVERY, TimerKind.SWEEP)
+        self._context.timers.add(now + _FIRST_CONTACT, TimerKind.FIRST_CONTACT)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             inputs.BeginRequested: self._requests.begin,
             inputs.RunRequested: self._requests.run,
@@ -76,7 +79,7 @@ class Coordinator:
             inputs.DrainStarted: self._drain,
             inputs.AgentConnected: lambda event, now: self._participants.connected(event),
             inputs.AgentFenced: lambda event, now: self._participants.fenced(event),
-            inputs.AgentHeld: lambda event, now: self._participants.held(event),
+            inputs.AgentHeld: self._participants.held,
             inputs.AgentScanned: self._participants.scanned,
             inputs.AgentLost: self._participants.lost,
             inputs.BranchEnlisted: self._participants.enlisted,
@@ -113,6 +116,8 @@ class Coordinator:
                     self._two_phase.retry(gtrid, participant, now)
                 case TimerKind.RESCAN:
                     self._participants.rescan(participant, now)
+                case TimerKind.FIRST_CONTACT:
+                    self._participants.give_up_waiting()
                 case TimerKind.SWEEP:
                     context.memory.sweep(now, self._lowest_open())
                     context.timers.add(now + _SWEEP_EVERY, TimerKind.SWEEP)
@@ -177,7 +182,7 @@ class Coordinator:
     @property
     def waiting_for(self) -> list[str]:
         """Participants whose first fence and reconcile have neither ended nor failed."""
-        return [p.name for p in self._context.participants.values() if not p.tried]
+        return self._context.waiting_for
 
     @property
     def busy(self) -> bool:
@@ -210,11 +215,13 @@ class Coordinator:
         context = self._context
         coordinator_id = context.settings.coordinator_id
         records: list[Record] = [
-            EpochRecord(coordinator_id, epoch, nonce, 0.0) for epoch, nonce in self._nonces.items()
+            EpochRecord(coordinator_id, epoch, nonce, 0.0, context.marks.get(epoch, 0))
+            for epoch, nonce in self._nonces.items()
         ]
         records += [ParticipantRecord(p.name, p.number) for p in context.participants.values()]
         for transaction in context.open.values():
-            records += _records_of(transaction)
+            if not transaction.forgotten:  # the checkpoint stands behind its FORGET record
+                records += _records_of(transaction)
         records += context.memory.key_records()
         return records
 
@@ -225,11 +232,13 @@ def _records_of(transaction: Transaction) -> list[Record]:
         records.append(PrepareRecord(transaction.id, transaction.numbers, transaction.begun_at))
     is_heuristic = transaction.state is State.HEURISTIC
     if transaction.decision is Decision.COMMIT and not transaction.one_phase:
-        numbers = tuple(b.number for b in transaction.branches.values() if is_heuristic or _to_be_asked(b))
+        # Branches that have committed are named, too: asked again they say so, and without them a
+        # heuristic outcome of another branch would look like everybody's.
+        numbers = tuple(b.number for b in transaction.branches.values() if b.vote is not Vote.READ_ONLY)
         records.append(
             CommitRecord(
                 transaction.id,
-                numbers or transaction.numbers,
+                numbers,
                 transaction.begun_at,
                 transaction.entered_at,
                 transaction.idempotency_key,
@@ -239,11 +248,6 @@ def _records_of(transaction: Transaction) -> list[Record]:
     if is_heuristic:
         records.append(heuristic_record(transaction, transaction.entered_at))
     return records
-
-
-def _to_be_asked(branch: Branch) -> bool:
-    """Whether a restart must ask the branch; what others did to it is written nowhere else before the end."""
-    return branch.open or branch.vote is None or (branch.outcome is not None and branch.outcome.heuristic)
 
 
 def _recovered(entry: OpenTransaction, names: dict[int, str], now: float) -> Transaction:

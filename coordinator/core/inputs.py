@@ -121,11 +121,14 @@ class AgentConnected:
 
 @dataclass(frozen=True, slots=True)
 class AgentFenced:
+    """`last_committed`: the highest gtrid of ours, with several participants, that is committed there."""
+
     participant: str
     link: int
     server: str
     witness: bool
     address: str
+    last_committed: str = ""
 
 
 @dataclass(frozen=True, slots=True)

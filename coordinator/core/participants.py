@@ -5,9 +5,12 @@
    otherwise arrive after the scan.
 3. SCANNED   -> reconcile: orphans are rolled back, decided transactions go on; UP.
 4. HELD: the agent remembers another log or a higher epoch. Nothing is resolved there; people decide.
+   The same everywhere when a participant has committed what this log has no record of.
 5. LOST, at any time -> back to 1 when the link has reconnected.
 
-A participant that cannot be reached holds nobody else up. A periodic scan finds what was missed.
+A participant that cannot be reached holds nobody else up. A periodic scan finds what was missed. What is
+only presumed (a rollback without a record of the decision) waits until every participant has been heard
+or given up: one of them may know that the log was restored from a backup.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class Participants:
     def __init__(self, context: Context, two_phase: TwoPhase) -> None:
         self._context = context
         self._two_phase = two_phase
+        self._released = False
 
     def _move(self, name: str, link: int, trigger: ParticipantTrigger) -> Participant | None:
         """The participant after `trigger`, or None for late news of an older connection."""
@@ -67,18 +71,61 @@ class Participants:
         if participant is not None:
             participant.server, participant.witness = event.server, event.witness
             participant.address = event.address
+            if self._is_missing(event.last_committed):
+                missing = event.last_committed
+                self._context.log_lost = (
+                    f"{participant.name} has committed {missing}, which is not in this log"
+                )
+            if self._context.log_lost:
+                self._hold_all()
+                return
             self._context.emit(Attach(participant.name, event.link))
             self._context.emit(Scan(participant.name, event.link, fenced=True))
 
-    def held(self, event: AgentHeld) -> None:
+    def _is_missing(self, gtrid: str) -> bool:
+        """Whether a participant has committed what this log, which decides it, has never heard of."""
+        if not gtrid:
+            return False
+        id_ = Gtrid.parse(gtrid)
+        mark = self._context.marks.get(id_.epoch)
+        return id_.epoch < self._context.epoch and mark is not None and id_.counter > mark
+
+    def held(self, event: AgentHeld, now: float) -> None:
         """The agent knows a later past than we do: nothing may be resolved there."""
         participant = self._move(event.participant, event.link, ParticipantTrigger.HELD)
-        if participant is None:
-            return
+        if participant is not None:
+            self._hold(participant, f"{event.reason.value}: {event.message}")
+            self.release()
+
+    def _hold_all(self) -> None:
+        """Some decisions are lost, nobody knows which: nothing is presumed anywhere."""
+        for participant in self._context.participants.values():
+            held = self._move(participant.name, participant.link, ParticipantTrigger.HELD)
+            if held is not None:
+                self._hold(held, f"{Reason.LOG_IDENTITY_CHANGED.value}: {self._context.log_lost}")
+
+    def _hold(self, participant: Participant, why: str) -> None:
         participant.tried = True
-        participant.last_error = f"{event.reason.value}: {event.message}"
-        self._context.alert(AlertKind.HOLD, participant.last_error, participant=participant.name)
-        self._context.emit(Scan(participant.name, event.link, fenced=False))
+        participant.last_error = why
+        self._context.alert(AlertKind.HOLD, why, participant=participant.name)
+        self._context.emit(Scan(participant.name, participant.link, fenced=False))
+
+    def give_up_waiting(self) -> None:
+        """The time for first contact is over: who has not answered is away, and holds nobody up."""
+        for participant in self._context.participants.values():
+            if not participant.tried:
+                participant.tried = True
+                participant.last_error = "has not answered since the start"
+        self.release()
+
+    def release(self) -> None:
+        """Every participant has been heard or is away: what waited for that goes on."""
+        if self._released or self._context.waiting_for:
+            return
+        self._released = True
+        for participant in self._context.participants.values():
+            if participant.state is ParticipantState.UP:
+                self._two_phase.participant_up(participant.name)
 
     def lost(self, event: AgentLost, now: float) -> None:
         """The connection broke or could not be made."""
@@ -89,6 +136,7 @@ class Participants:
         if participant.state is not ParticipantState.HOLD:
             participant.last_error = event.error
         self._two_phase.participant_lost(participant.name, now)
+        self.release()
 
     def scanned(self, event: AgentScanned, now: float) -> None:
         """XA RECOVER has answered: reconcile."""
@@ -103,6 +151,7 @@ class Participants:
         self._context.timers.add(participant.rescan_at, TimerKind.RESCAN, participant=participant.name)
         participant.tried = True
         if participant.state is ParticipantState.HOLD:
+            self.release()
             return
         participant.last_error = ""
         self._report_held(participant, items)
@@ -112,6 +161,7 @@ class Participants:
                 adopted = self._adopt_orphan(participant, item.xid, now) or adopted
         if not was_up or adopted:
             self._two_phase.participant_up(participant.name)
+        self.release()
 
     def _report_held(self, participant: Participant, items: list[PlanItem]) -> None:
         """Tell people once about each branch that this log cannot know."""

@@ -16,13 +16,16 @@ class EpochRecord:
     """A start of the coordinator. Forced before anything is served.
 
     `nonce`: 64 random bits. Agents remember it with the epoch: a log restored from a backup gives the
-    same epochs again, but never with the same nonce.
+    same epochs again, but never with the same nonce. `last_counter`: in a checkpoint, the highest
+    transaction of the epoch that has had a PREPARE record: a participant that has committed a later one
+    knows a later past than this log.
     """
 
     coordinator_id: str
     epoch: int
     nonce: int
     at: float
+    last_counter: int = 0
 
 
 @dataclass(frozen=True, slots=True)

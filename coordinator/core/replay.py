@@ -53,11 +53,12 @@ class OpenTransaction:
 
 @dataclass(slots=True)
 class Replayed:
-    """What the log knows."""
+    """What the log knows. `nonces` and `marks` are by epoch; a mark is the highest counter with a record."""
 
     coordinator_id: str = ""
     epoch: int = 0
     nonces: dict[int, int] = field(default_factory=dict)
+    marks: dict[int, int] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
     transactions: dict[str, OpenTransaction] = field(default_factory=dict)
     keys: dict[str, EndRecord] = field(default_factory=dict)
@@ -92,6 +93,7 @@ def _fold(state: Replayed, record: Record) -> None:
             if state.nonces.setdefault(record.epoch, record.nonce) != record.nonce:
                 raise LogContradiction(f"epoch {record.epoch} has two nonces")
             state.epoch = max(state.epoch, record.epoch)
+            state.marks[record.epoch] = max(state.marks.get(record.epoch, 0), record.last_counter)
         case ParticipantRecord():
             if state.names.get(record.number, record.name) != record.name:
                 raise LogContradiction(f"participant number {record.number} has two names")
@@ -121,13 +123,17 @@ def _fold(state: Replayed, record: Record) -> None:
             transaction.heuristic = record.branches
             transaction.heuristic_at = record.at
         case ForgetRecord():
-            state.transactions.pop(str(record.id), None)
+            forgotten = state.transactions.pop(str(record.id), None)
+            if forgotten is not None and forgotten.decision is Decision.COMMIT and forgotten.idempotency_key:
+                key = forgotten.idempotency_key
+                state.keys[key] = EndRecord(record.id, record.at, True, key, forgotten.fingerprint)
 
 
 def _transaction(
     state: Replayed, id_: Gtrid, participants: tuple[int, ...], begun_at: float
 ) -> OpenTransaction:
     gtrid = str(id_)
+    state.marks[id_.epoch] = max(state.marks.get(id_.epoch, 0), id_.counter)
     if gtrid not in state.transactions:
         state.transactions[gtrid] = OpenTransaction(id_, participants, begun_at)
     return state.transactions[gtrid]

@@ -303,6 +303,7 @@ class Requests:
             )
         else:
             record = ForgetRecord(transaction.id, now)
+            transaction.forgotten = True
             context.force(record, Purpose.FORGET, transaction.gtrid, event.ticket)
 
     def caller_left(self, event: CallerLeft) -> None:

@@ -82,8 +82,8 @@ def next_state(state: State, trigger: Trigger) -> State | None:
 class ParticipantState(Enum):
     """How far the coordinator is with one participant's agent.
 
-    HOLD: the agent remembers a higher epoch or another log identity, so our log is not the one that
-    took the last decisions: nothing is rolled back there, and nothing new begins.
+    HOLD: an agent remembers a higher epoch, another log or a decision that our log lacks, so our log is
+    not the one that took the last decisions: nothing is rolled back there, and nothing new begins.
     """
 
     UNREACHABLE = "UNREACHABLE"
@@ -108,8 +108,8 @@ _P, _PT = ParticipantState, ParticipantTrigger
 PARTICIPANT_TRANSITIONS: dict[ParticipantState, dict[ParticipantTrigger, ParticipantState]] = {
     _P.UNREACHABLE: {_PT.CONNECTED: _P.FENCING, _PT.LOST: _P.UNREACHABLE},
     _P.FENCING: {_PT.FENCED: _P.SCANNING, _PT.HELD: _P.HOLD, _PT.LOST: _P.UNREACHABLE},
-    _P.SCANNING: {_PT.SCANNED: _P.UP, _PT.LOST: _P.UNREACHABLE},
-    _P.UP: {_PT.SCANNED: _P.UP, _PT.LOST: _P.UNREACHABLE},
+    _P.SCANNING: {_PT.SCANNED: _P.UP, _PT.HELD: _P.HOLD, _PT.LOST: _P.UNREACHABLE},
+    _P.UP: {_PT.SCANNED: _P.UP, _PT.HELD: _P.HOLD, _PT.LOST: _P.UNREACHABLE},
     _P.HOLD: {_PT.SCANNED: _P.HOLD, _PT.LOST: _P.HOLD, _PT.CONNECTED: _P.FENCING},
 }
 

@@ -13,6 +13,7 @@ class TimerKind(Enum):
     RETRY = "RETRY"
     RESCAN = "RESCAN"
     SWEEP = "SWEEP"
+    FIRST_CONTACT = "FIRST_CONTACT"
 
 
 class Timers:

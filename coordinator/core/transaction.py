@@ -60,6 +60,7 @@ class Transaction:
         queue: branches of an in-order Run that have not been started.
         recovered: read from the log, or found by a scan, after a restart.
         orphan: found by a scan; the log has no record of it.
+        forgotten: its FORGET record is on its way to the disk.
         timeline: (when, what, participant), for people.
     """
 
@@ -84,6 +85,7 @@ class Transaction:
     waiters: list[Waiter] = field(default_factory=list)
     recovered: bool = False
     orphan: bool = False
+    forgotten: bool = False
     ended_at: float = 0.0
     timeline: list[tuple[float, str, str]] = field(default_factory=list)
 

@@ -93,6 +93,7 @@ class TwoPhase:
     def _write_prepare(self, transaction: Transaction) -> tuple[int, ...]:
         numbers = transaction.numbers
         transaction.prepare_written = True
+        self._context.marks[transaction.id.epoch] = transaction.id.counter
         self._context.write(PrepareRecord(transaction.id, numbers, transaction.begun_at), kick=True)
         return numbers
 
@@ -204,6 +205,11 @@ class TwoPhase:
             del context.open[transaction.gtrid]
             self.free_key(transaction)
             context.memory.remember(transaction, now)
+            if transaction.decision is Decision.COMMIT and transaction.idempotency_key:
+                # Part of it is committed: the same key must not do that part again.
+                context.memory.remember_key(
+                    transaction.idempotency_key, transaction.id, transaction.fingerprint, now
+                )
         else:
             transaction.durable = True
             transaction.note(now, f"{forced.purpose.value.lower()} durable")
@@ -221,7 +227,7 @@ class TwoPhase:
     def _ask(self, transaction: Transaction, branch: Branch) -> None:
         """Send phase 2's command to one branch, or leave it until its participant is back."""
         branch.retry_at = None
-        if not self._context.is_up(branch.participant):
+        if not self._context.is_up(branch.participant) or not self._context.may_tell(transaction):
             branch.sent = False
             self._answer(transaction, lambda waiter_for: True, completed=False)
             return

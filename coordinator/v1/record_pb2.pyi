@@ -29,19 +29,23 @@ class EpochRecord(google.protobuf.message.Message):
     COORDINATOR_ID_FIELD_NUMBER: builtins.int
     AT_FIELD_NUMBER: builtins.int
     NONCE_FIELD_NUMBER: builtins.int
+    LAST_COUNTER_FIELD_NUMBER: builtins.int
     coordinator_id: builtins.str
     at: builtins.int
     """Microseconds since 1970-01-01 UTC."""
     nonce: builtins.int
     """Random; what tells this epoch from the same epoch of a log restored from a backup."""
+    last_counter: builtins.int
+    """In a checkpoint: the highest counter of the epoch that has had a PREPARE record."""
     def __init__(
         self,
         *,
         coordinator_id: builtins.str = ...,
         at: builtins.int = ...,
         nonce: builtins.int = ...,
+        last_counter: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at", b"at", "coordinator_id", b"coordinator_id", "nonce", b"nonce"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at", b"at", "coordinator_id", b"coordinator_id", "last_counter", b"last_counter", "nonce", b"nonce"]) -> None: ...
 
 Global___EpochRecord: typing_extensions.TypeAlias = EpochRecord
 

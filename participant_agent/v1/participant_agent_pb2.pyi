@@ -562,8 +562,13 @@ class FenceResponse(google.protobuf.message.Message):
 
     ENDED_SESSIONS_FIELD_NUMBER: builtins.int
     SERVER_FIELD_NUMBER: builtins.int
+    LAST_COMMITTED_FIELD_NUMBER: builtins.int
     ended_sessions: builtins.int
     """Sessions of lower epochs that were ended."""
+    last_committed: builtins.str
+    """The highest gtrid of this coordinator with a witness row here that names several participants; empty: none. A log that
+    has no record up to it has lost decisions.
+    """
     @property
     def server(self) -> Global___ServerInfo: ...
     def __init__(
@@ -571,9 +576,10 @@ class FenceResponse(google.protobuf.message.Message):
         *,
         ended_sessions: builtins.int = ...,
         server: Global___ServerInfo | None = ...,
+        last_committed: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["server", b"server"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ended_sessions", b"ended_sessions", "server", b"server"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ended_sessions", b"ended_sessions", "last_committed", b"last_committed", "server", b"server"]) -> None: ...
 
 Global___FenceResponse: typing_extensions.TypeAlias = FenceResponse
 

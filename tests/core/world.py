@@ -76,7 +76,11 @@ class World:
         """The log begins anew with a checkpoint; the same transactions must come out of it."""
         checkpoint = self.core.checkpoint()
         before, after = self.replayed(self.log), self.replayed(checkpoint)
-        ours = {g: t.decision for g, t in self.core.open.items() if t.decision and not t.one_phase}
+        ours = {
+            g: t.decision
+            for g, t in self.core.open.items()
+            if t.decision and not t.one_phase and not t.forgotten
+        }
         for gtrid, decision in ours.items():
             if decision is Decision.COMMIT:
                 assert after.transactions[gtrid].decision is Decision.COMMIT, gtrid

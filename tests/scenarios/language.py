@@ -133,7 +133,9 @@ def _link(s: Scenario, name: str, options: Options) -> int:
 
 
 def fenced(s: Scenario, words: Words, options: Options) -> None:
-    s.feed(inputs.AgentFenced(words[0], _link(s, words[0], options), "model", True, "nowhere"))
+    committed = s.gtrid(options["committed"]) if "committed" in options else ""
+    link = _link(s, words[0], options)
+    s.feed(inputs.AgentFenced(words[0], link, "model", True, "nowhere", committed))
 
 
 def held(s: Scenario, words: Words, options: Options) -> None:
