@@ -174,10 +174,13 @@ async def serve(config: Config) -> int:
     """Run a coordinator; the exit code."""
     section = config.coordinator
     logs.setup("coordinator", section.log_level)
-    check_bindable(section.listen, "coordinator.listen")
-    if section.http_listen:
-        check_bindable(section.http_listen, "coordinator.http_listen")
-    runtime = await Runtime.start(config)
+
+    def check_addresses() -> None:
+        check_bindable(section.listen, "coordinator.listen")
+        if section.http_listen:
+            check_bindable(section.http_listen, "coordinator.http_listen")
+
+    runtime = await Runtime.start(config, check_addresses)
     try:
         daemon = Daemon(config, runtime)
         return await daemon.run()

@@ -36,8 +36,12 @@ class Runtime:
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
-    async def start(cls, config: Config) -> Runtime:
+    async def start(cls, config: Config, check: Callable[[], None] = lambda: None) -> Runtime:
         """Open the log, begin an epoch and connect to the agents.
+
+        Args:
+            config: the coordinator's.
+            check: called when the log's lock is held and before anything is changed; may raise.
 
         Raises:
             wal.LogError, JournalError, LogContradiction, UnknownRecord, OSError: the log cannot be used.
@@ -59,6 +63,7 @@ class Runtime:
             flush_observer=metrics.flushed,
         )
         try:
+            check()
             journal = LogJournal(opened.log, opened.recovered.identity, loop)
             late.append(journal.durable_from_thread)
             core = start_epoch(opened, config.settings(), config.participants, secrets.randbits(64), clock())

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import shutil
 import sys
@@ -61,6 +62,8 @@ class Demo:
         self.payments: PrivateServer = cluster.sites["payments"].server
         self.told = books.Told()
         self.lock = threading.Lock()
+        self.over = threading.Event()
+        self.pool = ThreadPoolExecutor(WORKERS)
 
     def buy(self, manager: TransactionManager, user: int, product: str, amount: Decimal) -> int:
         """An order on one server and its payment on the other; the order's id."""
@@ -121,8 +124,7 @@ class Demo:
 
         def one(user: int, amount: Decimal) -> Callable[[], None]:
             def run() -> None:
-                deadline = time.monotonic() + 60
-                while time.monotonic() < deadline:
+                while not self.over.is_set():
                     try:
                         self.buy(manager, user, "Thing", amount)
                     except Unavailable:
@@ -149,7 +151,6 @@ class Demo:
         )
         cluster.wait_until_up()
         say(f"{PURCHASES} purchases from {WORKERS} threads; the coordinator will die in the middle")
-        self.pool = ThreadPoolExecutor(WORKERS)
         for purchase in self.purchases():
             self.pool.submit(purchase)
         wait_for(hit.exists, 60, cluster.tails)
@@ -248,6 +249,8 @@ def run(engine: Engine, directory: Path, keep: bool) -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     finally:
+        demo.over.set()
+        demo.pool.shutdown(wait=False, cancel_futures=True)
         cluster.close()
 
 
@@ -317,9 +320,16 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="xacoord-demo-"))
     try:
         return run(engine, directory, arguments.keep)
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: after an interruption it would wait for purchases that still ask for their outcome.
+    os._exit(status)
