@@ -84,6 +84,7 @@ def _end(record: records.EndRecord) -> pb.EndRecord:
     return pb.EndRecord(
         at=_microseconds(record.at),
         committed=record.committed,
+        outcome="" if record.outcome is Outcome.COMMITTED else record.outcome.value,
         idempotency_key=record.idempotency_key,
         fingerprint=record.fingerprint,
     )
@@ -159,7 +160,12 @@ def decode(coordinator_id: str, entry: Entry) -> records.Record:
         case Kind.END:
             end = pb.EndRecord.FromString(payload)
             return records.EndRecord(
-                id_, end.at / _MICROSECONDS, end.committed, end.idempotency_key, end.fingerprint
+                id_,
+                end.at / _MICROSECONDS,
+                end.committed,
+                end.idempotency_key,
+                end.fingerprint,
+                Outcome(end.outcome or Outcome.COMMITTED.value),
             )
         case Kind.HEURISTIC:
             return _decode_heuristic(id_, payload)

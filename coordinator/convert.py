@@ -79,9 +79,9 @@ def commit_response(answer: Decided) -> pb.CommitResponse:
     )
 
 
-def known_outcome(transaction: Transaction) -> Outcome:
-    """What may be told: nothing that is not durable."""
-    if transaction.decision is None or not transaction.durable:
+def known_outcome(transaction: Transaction, may_tell: bool) -> Outcome:
+    """What may be told: nothing that is not durable, nothing presumed before everybody was heard."""
+    if transaction.decision is None or not transaction.durable or not may_tell:
         return Outcome.UNKNOWN
     return sure_outcome(transaction)
 
@@ -95,15 +95,15 @@ def _told_state(transaction: Transaction) -> State:
 
 def transaction_message(core: Coordinator, transaction: Transaction, now: float) -> pb.Transaction:
     """One transaction, as people and programs see it."""
-    return transaction_of(transaction, now, core.blocked(transaction))
+    return transaction_of(transaction, now, core.blocked(transaction), core.may_tell(transaction))
 
 
-def transaction_of(transaction: Transaction, now: float, blocked: bool) -> pb.Transaction:
+def transaction_of(transaction: Transaction, now: float, blocked: bool, may_tell: bool) -> pb.Transaction:
     """The same without a core."""
     return pb.Transaction(
         gtrid=transaction.gtrid,
         state=STATES[_told_state(transaction)],
-        outcome=OUTCOMES[known_outcome(transaction)],
+        outcome=OUTCOMES[known_outcome(transaction, may_tell)],
         begun_at=timestamp(transaction.begun_at),
         age=duration(max(0.0, now - transaction.begun_at)),
         branches=[_branch(branch) for branch in transaction.branches.values()],
@@ -115,6 +115,7 @@ def transaction_of(transaction: Transaction, now: float, blocked: bool) -> pb.Tr
             for at, what, participant in _told_timeline(transaction)
         ],
         recovered=transaction.recovered,
+        forgotten=transaction.forgotten,
     )
 
 

@@ -88,6 +88,8 @@ class Metrics:
 
     def changed(self, effect: Changed) -> None:
         """A transaction has changed its state."""
+        if effect.before is effect.state:
+            return
         if effect.before in self._phase_children:
             self._phase_children[effect.before].observe(effect.seconds)
         outcome = _OUTCOMES.get(effect.state)

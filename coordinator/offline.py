@@ -8,7 +8,6 @@ finished is finished, and closes the log.
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from coordinator.journal import replay_entries
 from coordinator.runtime import Runtime
 from coordinator.v1 import admin_pb2, record_pb2
 from coordinator.v1 import coordinator_pb2 as pb
-from dtp import Reason, XacoordError
+from dtp import Gtrid, Reason, XacoordError
 from shell import logs
 from wal import Entry, Recovered, read
 
@@ -42,7 +41,10 @@ def transactions(directory: Path) -> list[pb.Transaction]:
     """
     core = _hypothetical(read(directory), [])
     now = make_clock()()
-    return [convert.transaction_of(t, now, blocked=t.in_doubt) for t in core.open.values()]
+    return [
+        convert.transaction_of(t, now, blocked=t.in_doubt, may_tell=core.may_tell(t))
+        for t in core.open.values()
+    ]
 
 
 def _hypothetical(recovered: Recovered, participants: list[str]) -> Coordinator:
@@ -135,15 +137,26 @@ _MESSAGES: dict[int, Any] = {
 }
 
 
-def describe(entry: Entry) -> dict[str, object]:
-    """A log entry for people: its kind, its transaction and its payload."""
-    if entry.kind not in _MESSAGES:
-        return {"record": f"kind {entry.kind} (unknown to this version)", "payload": entry.payload.hex()}
-    kind = Kind(entry.kind)
-    described: dict[str, object] = {"record": kind.name}
-    if kind not in (Kind.EPOCH, Kind.PARTICIPANT):
-        described["epoch"] = entry.epoch
-        described["sequence"] = entry.sequence
-    message = _MESSAGES[kind].FromString(entry.payload)
-    described.update(json.loads(json.dumps(MessageToDict(message, preserving_proto_field_name=True))))
-    return described
+class Describer:
+    """Describes log entries for people, one after the other in log order.
+
+    Entries do not repeat the coordinator's id; it is taken from the EPOCH records, which stand first in
+    every log, so that transactions can be named by their gtrid.
+    """
+
+    def __init__(self) -> None:
+        self._coordinator_id = ""
+
+    def __call__(self, entry: Entry) -> dict[str, object]:
+        """The entry's kind, its transaction and its payload."""
+        if entry.kind not in _MESSAGES:
+            return {"record": f"kind {entry.kind} (unknown to this version)", "payload": entry.payload.hex()}
+        kind = Kind(entry.kind)
+        message = _MESSAGES[kind].FromString(entry.payload)
+        described: dict[str, object] = {"record": kind.name}
+        if kind is Kind.EPOCH:
+            self._coordinator_id = message.coordinator_id
+        elif kind is not Kind.PARTICIPANT and self._coordinator_id:
+            described["gtrid"] = str(Gtrid(self._coordinator_id, entry.epoch, entry.sequence))
+        described.update(MessageToDict(message, preserving_proto_field_name=True))
+        return described

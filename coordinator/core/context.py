@@ -24,6 +24,7 @@ class Participant:
         number: its bqual, for ever.
         configured: False where only the log knows it; it stays unreachable.
         tried: the first attempt to reach it has ended, well or not.
+        heard: it has been fenced and scanned in this epoch.
         link: number of the present connection.
         rescan_at: when the next periodic scan is due; timers for other times are stale.
         foreign: branches of others in the last scan.
@@ -36,6 +37,7 @@ class Participant:
     configured: bool = True
     state: ParticipantState = ParticipantState.UNREACHABLE
     tried: bool = False
+    heard: bool = False
     link: int = 0
     server: str = ""
     witness: bool = True
@@ -172,13 +174,24 @@ class Context:
         """Participants whose first fence and reconcile have neither ended nor failed."""
         return [name for name, participant in self.participants.items() if not participant.tried]
 
-    def may_tell(self, transaction: Transaction) -> bool:
-        """Whether phase 2 may go out: what is only presumed waits until every participant has been heard.
+    @property
+    def unheard(self) -> list[str]:
+        """Configured participants that have not been fenced and scanned in this epoch."""
+        return [p.name for p in self.participants.values() if p.configured and not p.heard]
 
-        One of them may know that this log was restored from a backup. One that is away is not waited for.
+    def may_tell(self, transaction: Transaction) -> bool:
+        """Whether branches and callers may hear the decision.
+
+        What is only presumed waits until every participant has been heard: one of them may know that this
+        log was restored from a backup. For a transaction whose PREPARE record is here, participants that
+        are away are not waited for; for one of which the log has no record at all they are, because
+        nothing tells a PREPARE that was cut off by a crash from one that a backup lacks.
         """
-        presumed = transaction.recovered and transaction.decision is Decision.ROLLBACK
-        return not presumed or not (self.log_lost or self.waiting_for)
+        if not transaction.recovered or transaction.decision is not Decision.ROLLBACK:
+            return True
+        if self.log_lost:
+            return False
+        return not (self.unheard if transaction.orphan else self.waiting_for)
 
     def doubts(self) -> dict[str, Doubt]:
         """What is open at each participant, from the live state and the last scans."""

@@ -64,7 +64,7 @@ class Coordinator:
             if transaction.idempotency_key:
                 self._context.keys[transaction.idempotency_key] = transaction.gtrid
         for key, end in replayed.keys.items():
-            self._context.memory.remember_key(key, end.id, end.fingerprint, now)
+            self._context.memory.remember_key(key, end.id, end.fingerprint, now, end.outcome)
         self._context.timers.add(now + _SWEEP_EVERY, TimerKind.SWEEP)
         self._context.timers.add(now + _FIRST_CONTACT, TimerKind.FIRST_CONTACT)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
@@ -166,6 +166,10 @@ class Coordinator:
     def purge_mark(self) -> str:
         """Witness rows of transactions below this gtrid may go; empty: none."""
         return self._context.memory.purge_mark
+
+    def may_tell(self, transaction: Transaction) -> bool:
+        """Whether callers may hear the decision of a transaction."""
+        return self._context.may_tell(transaction)
 
     def is_up(self, participant: str) -> bool:
         """Whether the participant is fenced, scanned and attached."""

@@ -180,7 +180,10 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A transaction has entered a state; `seconds` is the time it spent in the one before."""
+    """A transaction has entered a state; `seconds` is the time it spent in the one before.
+
+    The same state twice: it is durable now, and may be told.
+    """
 
     gtrid: str
     before: State | None

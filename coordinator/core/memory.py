@@ -17,19 +17,20 @@ from coordinator.core.records import EndRecord
 from coordinator.core.settings import Settings
 from coordinator.core.states import State
 from coordinator.core.transaction import Transaction
-from dtp import Decision, Gtrid
+from dtp import Decision, Gtrid, Outcome
 
 _MARK_EVERY = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class RememberedKey:
-    """The committed transaction behind an idempotency key."""
+    """The transaction behind an idempotency key: committed, or ended heuristically and forgotten."""
 
     id: Gtrid
     gtrid: str
     fingerprint: bytes
     ended_at: float
+    outcome: Outcome
 
 
 class Memory:
@@ -54,9 +55,16 @@ class Memory:
         if transaction.idempotency_key and transaction.state is State.COMMITTED:
             self.remember_key(transaction.idempotency_key, transaction.id, transaction.fingerprint, now)
 
-    def remember_key(self, key: str, id_: Gtrid, fingerprint: bytes, now: float) -> None:
-        """Keep the key of a committed transaction."""
-        self.keys[key] = RememberedKey(id_, str(id_), fingerprint, now)
+    def remember_key(
+        self,
+        key: str,
+        id_: Gtrid,
+        fingerprint: bytes,
+        now: float,
+        outcome: Outcome = Outcome.COMMITTED,
+    ) -> None:
+        """Keep the key of a transaction that has committed, or of which a part may have."""
+        self.keys[key] = RememberedKey(id_, str(id_), fingerprint, now, outcome)
         self.keys.move_to_end(key)
         if len(self.keys) > self._settings.keep_keys_count:
             self.keys.popitem(last=False)
@@ -97,6 +105,6 @@ class Memory:
     def key_records(self) -> list[EndRecord]:
         """The remembered keys, as records of a checkpoint."""
         return [
-            EndRecord(entry.id, entry.ended_at, True, key, entry.fingerprint)
+            EndRecord(entry.id, entry.ended_at, True, key, entry.fingerprint, entry.outcome)
             for key, entry in self.keys.items()
         ]

@@ -10,7 +10,8 @@
 
 A participant that cannot be reached holds nobody else up. A periodic scan finds what was missed. What is
 only presumed (a rollback without a record of the decision) waits until every participant has been heard
-or given up: one of them may know that the log was restored from a backup.
+or given up: one of them may know that the log was restored from a backup. A branch of which the log has
+no record at all waits until every participant has really been heard.
 """
 
 from __future__ import annotations
@@ -93,16 +94,22 @@ class Participants:
     def held(self, event: AgentHeld, now: float) -> None:
         """The agent knows a later past than we do: nothing may be resolved there."""
         participant = self._move(event.participant, event.link, ParticipantTrigger.HELD)
-        if participant is not None:
-            self._hold(participant, f"{event.reason.value}: {event.message}")
-            self.release()
+        if participant is None:
+            return
+        why = f"{event.reason.value}: {event.message}"
+        self._hold(participant, why)
+        if event.reason is not Reason.PARTICIPANT_MISMATCH:
+            # It is the log that is an old one, not this agent that is odd.
+            self._context.log_lost = f"{participant.name} says {why}"
+            self._hold_all()
+        self.release()
 
     def _hold_all(self) -> None:
         """Some decisions are lost, nobody knows which: nothing is presumed anywhere."""
         for participant in self._context.participants.values():
             held = self._move(participant.name, participant.link, ParticipantTrigger.HELD)
             if held is not None:
-                self._hold(held, f"{Reason.LOG_IDENTITY_CHANGED.value}: {self._context.log_lost}")
+                self._hold(held, f"the log was lost or restored: {self._context.log_lost}")
 
     def _hold(self, participant: Participant, why: str) -> None:
         participant.tried = True
@@ -123,6 +130,9 @@ class Participants:
         if self._released or self._context.waiting_for:
             return
         self._released = True
+        self._tell_everybody()
+
+    def _tell_everybody(self) -> None:
         for participant in self._context.participants.values():
             if participant.state is ParticipantState.UP:
                 self._two_phase.participant_up(participant.name)
@@ -149,7 +159,7 @@ class Participants:
         self._count(participant, event, items, now)
         participant.rescan_at = now + self._context.settings.rescan_every
         self._context.timers.add(participant.rescan_at, TimerKind.RESCAN, participant=participant.name)
-        participant.tried = True
+        participant.tried = participant.heard = True
         if participant.state is ParticipantState.HOLD:
             self.release()
             return
@@ -162,6 +172,8 @@ class Participants:
         if not was_up or adopted:
             self._two_phase.participant_up(participant.name)
         self.release()
+        if not was_up and not self._context.unheard:
+            self._tell_everybody()  # orphans have waited for this one
 
     def _report_held(self, participant: Participant, items: list[PlanItem]) -> None:
         """Tell people once about each branch that this log cannot know."""

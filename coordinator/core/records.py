@@ -59,13 +59,17 @@ class CommitRecord:
 
 @dataclass(frozen=True, slots=True)
 class EndRecord:
-    """Every branch has answered. Lazy: without it a restart only asks the branches again."""
+    """Every branch has answered. Lazy: without it a restart only asks the branches again.
+
+    With a key it remembers the key, in a checkpoint also that of a forgotten heuristic `outcome`.
+    """
 
     id: Gtrid
     at: float
     committed: bool
     idempotency_key: str = ""
     fingerprint: bytes = b""
+    outcome: Outcome = Outcome.COMMITTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from coordinator.core.records import (
     Record,
 )
 from dtp import Decision, Gtrid, Outcome
+from dtp.outcome import combine
 
 
 class LogContradiction(Exception):
@@ -124,9 +125,17 @@ def _fold(state: Replayed, record: Record) -> None:
             transaction.heuristic_at = record.at
         case ForgetRecord():
             forgotten = state.transactions.pop(str(record.id), None)
-            if forgotten is not None and forgotten.decision is Decision.COMMIT and forgotten.idempotency_key:
-                key = forgotten.idempotency_key
-                state.keys[key] = EndRecord(record.id, record.at, True, key, forgotten.fingerprint)
+            if forgotten is not None and forgotten.idempotency_key:
+                _remember_forgotten(state, forgotten, record)
+
+
+def _remember_forgotten(state: Replayed, forgotten: OpenTransaction, record: ForgetRecord) -> None:
+    """Keep the key of a heuristic outcome that may be committed in part."""
+    decision = forgotten.decision or Decision.ROLLBACK
+    outcome = combine(decision, (outcome for _, outcome in forgotten.heuristic))
+    if outcome is not Outcome.HEURISTIC_ROLLBACK:
+        key = forgotten.idempotency_key
+        state.keys[key] = EndRecord(record.id, record.at, True, key, forgotten.fingerprint, outcome)
 
 
 def _transaction(

@@ -25,7 +25,7 @@ from coordinator.core.transaction import Branch, Transaction, Waiter
 from coordinator.core.two_phase import TwoPhase, decided
 from dtp import Decision, Gtrid, Outcome, Reason, XacoordError
 
-_FIRST_WAIT = "ask Get for what is known of it"
+_FIRST_WAIT = "Get (coordctl show) tells what is known of it"
 
 
 class Requests:
@@ -114,10 +114,18 @@ class Requests:
                 "the idempotency key was used with other content; use a new key for new work",
                 gtrid,
             )
+        elif remembered is not None and one_shot:
+            replayed = Decided(gtrid, remembered.outcome, completed=True, replayed=True)
+            context.emit(Reply(event.ticket, replayed))
+        elif remembered is not None and remembered.outcome is not Outcome.COMMITTED:
+            context.refuse(
+                event.ticket,
+                Reason.HEURISTIC_OUTCOME,
+                f"the key's transaction ended as {remembered.outcome.value}; use a new key for what is left",
+                gtrid,
+            )
         elif remembered is not None:
-            replayed = Decided(gtrid, Outcome.COMMITTED, completed=True, replayed=True)
-            answer = replayed if one_shot else Begun(gtrid, 0.0, already_committed=True)
-            context.emit(Reply(event.ticket, answer))
+            context.emit(Reply(event.ticket, Begun(gtrid, 0.0, already_committed=True)))
         elif one_shot and holder is not None and holder.one_shot and isinstance(event, RunRequested):
             holder.waiters.append(Waiter(event.ticket, event.wait_for))
             self._two_phase.answer_latecomer(holder, now)
@@ -304,6 +312,15 @@ class Requests:
         else:
             record = ForgetRecord(transaction.id, now)
             transaction.forgotten = True
+            if transaction.idempotency_key and transaction.outcome is not Outcome.HEURISTIC_ROLLBACK:
+                # Part of it may be committed: the same key must not do that part again.
+                context.memory.remember_key(
+                    transaction.idempotency_key,
+                    transaction.id,
+                    transaction.fingerprint,
+                    now,
+                    transaction.outcome,
+                )
             context.force(record, Purpose.FORGET, transaction.gtrid, event.ticket)
 
     def caller_left(self, event: CallerLeft) -> None:

@@ -23,6 +23,7 @@ from coordinator.core.context import Context, Forced, Purpose
 from coordinator.core.effects import (
     Accepted,
     AlertKind,
+    Changed,
     Commit,
     Decided,
     Prepare,
@@ -205,14 +206,10 @@ class TwoPhase:
             del context.open[transaction.gtrid]
             self.free_key(transaction)
             context.memory.remember(transaction, now)
-            if transaction.decision is Decision.COMMIT and transaction.idempotency_key:
-                # Part of it is committed: the same key must not do that part again.
-                context.memory.remember_key(
-                    transaction.idempotency_key, transaction.id, transaction.fingerprint, now
-                )
         else:
             transaction.durable = True
             transaction.note(now, f"{forced.purpose.value.lower()} durable")
+            context.emit(Changed(transaction.gtrid, transaction.state, transaction.state, 0.0))
         if forced.ticket is not None:
             context.emit(Reply(forced.ticket, Accepted(transaction.gtrid)))
         if forced.purpose is Purpose.DECISION:
@@ -426,6 +423,9 @@ class TwoPhase:
         if now >= transaction.deadline and transaction.one_phase and transaction.state is State.PREPARING:
             self._answer_unknown(transaction)
         if transaction.decision is None or not transaction.durable:
+            return
+        if not self._context.may_tell(transaction):
+            self._answer_unknown(transaction)
             return
         is_heuristic = transaction.state is State.HEURISTIC
         if is_heuristic or now >= transaction.deadline or self._context.blocked(transaction):

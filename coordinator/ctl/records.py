@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from coordinator.ctl.wal import make_group
 from wal import Entry
 
 
-def describe(entry: Entry) -> dict[str, Any]:
-    """What `wal dump` shows of a record besides its lsn, epoch, sequence and flags."""
-    from coordinator import offline
+@cache
+def _describer() -> Callable[[Entry], dict[str, object]]:
+    from coordinator.offline import Describer
 
-    return dict(offline.describe(entry))
+    return Describer()
+
+
+def describe(entry: Entry) -> dict[str, Any]:
+    """What `wal dump` shows of a record besides its lsn, epoch, sequence and flags; asked in log order."""
+    return dict(_describer()(entry))
 
 
 wal = make_group(describe)

@@ -643,6 +643,7 @@ class Transaction(google.protobuf.message.Message):
     BLOCKED_FIELD_NUMBER: builtins.int
     TIMELINE_FIELD_NUMBER: builtins.int
     RECOVERED_FIELD_NUMBER: builtins.int
+    FORGOTTEN_FIELD_NUMBER: builtins.int
     gtrid: builtins.str
     state: Global___State.ValueType
     outcome: Global___Outcome.ValueType
@@ -652,6 +653,8 @@ class Transaction(google.protobuf.message.Message):
     """In doubt, and a participant that is needed to end it does not answer."""
     recovered: builtins.bool
     """Read from the log after a restart."""
+    forgotten: builtins.bool
+    """An operator has dealt with the heuristic outcome (Admin.Forget)."""
     @property
     def begun_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -678,8 +681,9 @@ class Transaction(google.protobuf.message.Message):
         blocked: builtins.bool = ...,
         timeline: collections.abc.Iterable[Global___Event] | None = ...,
         recovered: builtins.bool = ...,
+        forgotten: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["age", b"age", "begun_at", b"begun_at", "rejection", b"rejection"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["age", b"age", "begun_at", b"begun_at", "blocked", b"blocked", "branches", b"branches", "gtrid", b"gtrid", "in_doubt", b"in_doubt", "outcome", b"outcome", "recovered", b"recovered", "rejection", b"rejection", "state", b"state", "timeline", b"timeline"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["age", b"age", "begun_at", b"begun_at", "blocked", b"blocked", "branches", b"branches", "forgotten", b"forgotten", "gtrid", b"gtrid", "in_doubt", b"in_doubt", "outcome", b"outcome", "recovered", b"recovered", "rejection", b"rejection", "state", b"state", "timeline", b"timeline"]) -> None: ...
 
 Global___Transaction: typing_extensions.TypeAlias = Transaction

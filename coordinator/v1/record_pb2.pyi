@@ -130,12 +130,15 @@ class EndRecord(google.protobuf.message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
     FINGERPRINT_FIELD_NUMBER: builtins.int
     COMMITTED_FIELD_NUMBER: builtins.int
+    OUTCOME_FIELD_NUMBER: builtins.int
     at: builtins.int
     idempotency_key: builtins.str
     """In a checkpoint: an ended transaction whose idempotency key is still remembered."""
     fingerprint: builtins.bytes
     committed: builtins.bool
     """True for a committed transaction, false for one rolled back after its PREPARE record."""
+    outcome: builtins.str
+    """In a checkpoint, with a key: a name of dtp.Outcome where a heuristic outcome was forgotten; empty: COMMITTED."""
     def __init__(
         self,
         *,
@@ -143,8 +146,9 @@ class EndRecord(google.protobuf.message.Message):
         idempotency_key: builtins.str = ...,
         fingerprint: builtins.bytes = ...,
         committed: builtins.bool = ...,
+        outcome: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at", b"at", "committed", b"committed", "fingerprint", b"fingerprint", "idempotency_key", b"idempotency_key"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at", b"at", "committed", b"committed", "fingerprint", b"fingerprint", "idempotency_key", b"idempotency_key", "outcome", b"outcome"]) -> None: ...
 
 Global___EndRecord: typing_extensions.TypeAlias = EndRecord
 

@@ -243,7 +243,7 @@ class Ring(RuleBasedStateMachine):
             self.world.answer_fence(index)
         else:
             fence = self.world.fences.pop(index)
-            self.feed(inputs.AgentHeld(fence.participant, fence.link, Reason.STALE_EPOCH, "another"))
+            self.feed(inputs.AgentHeld(fence.participant, fence.link, Reason.PARTICIPANT_MISMATCH, "another"))
 
     @precondition(lambda self: self.world.scans)
     @rule(index=st.integers(0, 9))
