@@ -34,12 +34,13 @@ _FENCE_SECONDS = 30.0
 _SCAN_SECONDS = 10.0
 _LOOKUP_SECONDS = 2.0
 _MAX_NAME = 128
+_PING_MILLISECONDS = 5_000  # agents allow one every 2 s
 _PAUSE_SECONDS = (0.1, 0.2, 0.5, 1.0)
 _HOLD_REASONS = (Reason.STALE_EPOCH, Reason.LOG_IDENTITY_CHANGED, Reason.PARTICIPANT_MISMATCH)
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.max_send_message_length", 16 << 20),
-    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_time_ms", _PING_MILLISECONDS),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),

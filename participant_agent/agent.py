@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from dtp import BranchState, Gtrid, Reason, XacoordError
-from dtp.xid import MAX_EPOCH, MAX_PARTICIPANT_NUMBER, is_coordinator_id
 from participant_agent import store
 from participant_agent.branches import Branches, names_of
 from participant_agent.config import Config
@@ -26,12 +25,13 @@ from participant_agent.core.engine import Engine
 from participant_agent.core.errors import Failure
 from participant_agent.core.finish import Finished
 from participant_agent.core.preflight import Check, Severity
-from participant_agent.core.recovery import Fenced, Scanned
-from participant_agent.core.registry import Execute, Perform, Refuse, Rollback
-from participant_agent.core.resolve import Evidence
+from participant_agent.core.recovery import Scanned
+from participant_agent.core.registry import Execute, Perform, Refuse
 from participant_agent.core.work import Statement, Voted
+from participant_agent.fences import Fences, check_coordinator_id, check_identity
 from participant_agent.link import Link, report_message
 from participant_agent.pool import Pool, with_raw_cells
+from participant_agent.purge import Purge
 from participant_agent.session import Session, Target
 from participant_agent.v1 import participant_agent_pb2 as pb
 from shell.failpoints import Failpoints
@@ -42,7 +42,6 @@ _TICK_SECONDS = 0.25
 _TRIM_EVERY = 120
 _ENLIST_SECONDS = 10.0
 _CONTROL_SECONDS = 10.0
-_PURGE_PAUSE_SECONDS = 0.02
 
 
 class PreflightError(StartError):
@@ -93,21 +92,21 @@ class Agent:
         wait = sessions.acquire_timeout_seconds
         self.workers = Pool(target, name, 0, sessions.max, sessions.warm, wait)
         self.finishers = Pool(target, name, sessions.max, FINISHERS, 2, wait)
-        self.fences: dict[str, Fenced] = {}
+        self.fences = Fences(config, self.control)
         self.links: dict[str, Link] = {}
         self.branches = Branches(
             self.control,
             self.workers,
             self.finishers,
-            names_of(lambda: self.engine, lambda c: self.fences[c].number, self._evidence),
+            names_of(lambda: self.engine, lambda c: self.fences[c].number, self.fences.evidence),
             self._report,
             log,
         )
+        self.purge = Purge(config, self.control, self.fences, self.finishers, self.branches.spawn, log)
         self.serving = asyncio.Event()
         self.draining = False
         self._fencing = asyncio.Lock()
         self._background: list[asyncio.Task[None]] = []
-        self._purging: dict[str, str] = {}
         self._unseen_logged = False
 
     # -- lifecycle
@@ -120,10 +119,10 @@ class Agent:
         return self.control.server.engine
 
     @property
-    def backslash_escapes(self) -> bool:
-        """How the server reads backslashes in literals."""
-        server = self.control.server
-        return server is None or "NO_BACKSLASH_ESCAPES" not in server.sql_mode
+    def quoting(self) -> tuple[bool, bool]:
+        """How the sessions read literals: backslashes escape, double quotes are for names (guard.guard)."""
+        modes = self.control.server.sql_mode.split(",") if self.control.server is not None else []
+        return "NO_BACKSLASH_ESCAPES" not in modes, "ANSI_QUOTES" in modes
 
     async def start(self) -> list[Check]:
         """Make this the participant's agent; returns what preflight found.
@@ -156,29 +155,13 @@ class Agent:
         )
 
     async def _begin_serving(self) -> None:
-        assert self.control.server is not None
-        schema, participant = self.config.mysql.schema, self.config.agent.participant
+        server = self.control.server
+        assert server is not None
         for pool in (self.workers, self.finishers):
-            pool.retarget(self.control.connection_id, self.control.server.net_buffer_length)
-        fences = await self.control.drive(recovery.load_fences(schema, participant))
-        for fence in fences.values():
-            self.fences[fence.coordinator_id] = await self._mark_unprovable(fence)
+            pool.retarget(self.control.connection_id, server.net_buffer_length, server.sql_mode)
+        self.branches.all_sessions_ended()
+        await self.fences.load()
         self.serving.set()
-
-    async def _mark_unprovable(self, fence: Fenced) -> Fenced:
-        """Where witness rows are off, the absence of one proves nothing from here on, and that must be
-        durable."""
-        if self.config.witness.enabled:
-            return fence
-        wanted = Fenced(
-            fence.coordinator_id,
-            fence.number,
-            fence.epoch,
-            fence.log_identity,
-            recovery.unprovable_below(fence.coordinator_id, fence.epoch),
-        )
-        schema, participant = self.config.mysql.schema, self.config.agent.participant
-        return await self.control.drive(recovery.fence(schema, participant, wanted))
 
     def _control_lost(self) -> None:
         self.log.warning("control connection lost; not serving")
@@ -186,19 +169,7 @@ class Agent:
         for link in list(self.links.values()):
             link.close(XacoordError(Reason.SERVER_UNAVAILABLE, "the agent lost its server"))
         self.links.clear()
-        for entry in list(self.branches.registry.entries.values()):
-            if isinstance(entry.session, Session):
-                entry.session.close()
-            if entry.running is None:
-                self.workers.discard(entry.session) if isinstance(entry.session, Session) else None
-                entry.session = None
-            if entry.state is BranchState.ACTIVE:
-                entry.doom = entry.doom or Failure(Reason.BRANCH_LOST, "the agent lost its server")
-                if entry.running is None:
-                    self._roll_back(entry.gtrid, entry.coordinator_id, entry.epoch)
-
-    def _roll_back(self, gtrid: str, coordinator_id: str, epoch: int) -> None:
-        self.branches.command(gtrid, coordinator_id, epoch, Rollback(own=True))
+        self.branches.control_lost()
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
@@ -211,7 +182,7 @@ class Agent:
                 entry.doom = entry.doom or Failure(
                     Reason.DEADLINE_PASSED, "the transaction's deadline passed"
                 )
-                self._roll_back(entry.gtrid, entry.coordinator_id, entry.epoch)
+                self.branches.roll_back(entry)
             if ticks % _TRIM_EVERY == 0:
                 self.workers.trim()
                 self.finishers.trim()
@@ -236,6 +207,11 @@ class Agent:
     # -- fences
     # -----------------------------------------------------------------------------------------------------
 
+    def purge_below(self, coordinator_id: str, below: str) -> None:
+        """Every transaction below `below` has ended for good. Raises INVALID_GTRID."""
+        self.purge.below(coordinator_id, below)
+        self.branches.registry.forget_below(coordinator_id, below)
+
     def server_info(self) -> pb.ServerInfo:
         """What coordinators want to know about the server."""
         server = self.control.server
@@ -248,44 +224,29 @@ class Agent:
             address=self.config.address,
         )
 
-    def _evidence(self, coordinator_id: str) -> Evidence:
-        fence = self.fences.get(coordinator_id)
-        return Evidence(self.config.witness_table, fence.purged_to if fence else "")
+    async def fence(self, request: pb.FenceRequest) -> tuple[int, str]:
+        """Raise the fence and end what works below it.
 
-    async def fence(self, request: pb.FenceRequest) -> int:
-        """Raise the fence and end what works below it; returns how many sessions were ended."""
+        Returns how many sessions were ended, and what the coordinator's log must know (last_committed).
+        """
         self._require_serving()
-        check_identity(request.coordinator_id, request.epoch, request.log_identity)
-        if request.participant != self.config.agent.participant:
-            raise XacoordError(
-                Reason.PARTICIPANT_MISMATCH,
-                f"this agent speaks for participant {self.config.agent.participant!r}; check its address",
-                metadata={"participant": self.config.agent.participant},
-            )
-        if request.number > MAX_PARTICIPANT_NUMBER:
-            raise XacoordError(Reason.INVALID_REQUEST, f"number must be 0 to {MAX_PARTICIPANT_NUMBER}")
-        purged_to = ""
-        if not self.config.witness.enabled:
-            purged_to = recovery.unprovable_below(request.coordinator_id, request.epoch)
-        wanted = Fenced(
-            request.coordinator_id, request.number, request.epoch, request.log_identity, purged_to
-        )
         async with self._fencing:
-            schema, participant = self.config.mysql.schema, self.config.agent.participant
-            remembered = await self.control.drive(recovery.fence(schema, participant, wanted))
-            self.fences[request.coordinator_id] = remembered
+            await self.fences.raise_to(request)
             link = self.links.get(request.coordinator_id)
             if link is not None and link.epoch < request.epoch:
                 del self.links[request.coordinator_id]
                 link.close(XacoordError(Reason.STALE_EPOCH, f"epoch {request.epoch} was fenced"))
-            return await self.branches.drop_lower_epochs(request.coordinator_id, request.epoch)
+            ended = await self.branches.drop_lower_epochs(request.coordinator_id, request.epoch)
+        table = self.config.witness_table
+        last = recovery.last_committed(table, request.coordinator_id, request.number)
+        return ended, await self.control.drive(last)
 
     def attach(self, hello: pb.Hello) -> Link:
         """A coordinator's new stream; an older one ends. Raises XacoordError where the hello is not the
         fence's."""
         self._require_serving()
         check_identity(hello.coordinator_id, hello.epoch, hello.log_identity)
-        fence = self._fence_of(hello.coordinator_id, hello.epoch)
+        fence = self.fences.of(hello.coordinator_id, hello.epoch)
         if fence.log_identity != hello.log_identity:
             raise XacoordError(Reason.LOG_IDENTITY_CHANGED, "the log identity is not the fenced one")
         older = self.links.pop(hello.coordinator_id, None)
@@ -300,19 +261,6 @@ class Agent:
         link.close(XacoordError(Reason.COORDINATOR_UNAVAILABLE, "the stream ended"))
         if self.links.get(link.coordinator_id) is link:
             del self.links[link.coordinator_id]
-
-    def _fence_of(self, coordinator_id: str, epoch: int) -> Fenced:
-        fence = self.fences.get(coordinator_id)
-        if fence is None:
-            raise XacoordError(Reason.UNKNOWN_EPOCH, f"coordinator {coordinator_id} never fenced this agent")
-        if epoch != fence.epoch:
-            reason = Reason.STALE_EPOCH if epoch < fence.epoch else Reason.UNKNOWN_EPOCH
-            raise XacoordError(
-                reason,
-                f"epoch {epoch} is not the fenced one, {fence.epoch}",
-                metadata={"remembered_epoch": str(fence.epoch)},
-            )
-        return fence
 
     def _report(self, coordinator_id: str, gtrid: str, result: Voted | Finished) -> None:
         link = self.links.get(coordinator_id)
@@ -329,7 +277,7 @@ class Agent:
         """
         self._require_serving()
         parsed = Gtrid.parse(gtrid)
-        self._fence_of(parsed.coordinator_id, parsed.epoch)
+        self.fences.of(parsed.coordinator_id, parsed.epoch)
         link = self.links.get(parsed.coordinator_id)
         if link is None:
             raise XacoordError(
@@ -348,7 +296,10 @@ class Agent:
             return await asyncio.shield(working)
         except asyncio.CancelledError:
             entry.doom = entry.doom or Failure(Reason.BRANCH_LOST, "the client cancelled its call")
-            self.branches.spawn(self.branches.kill(entry))
+            if working.done():  # its last statement has just ended, and nobody heard how
+                self.branches.roll_back(entry)
+            else:
+                self.branches.spawn(self.branches.kill(entry))
             working.add_done_callback(lambda task: task.cancelled() or task.exception())
             raise
 
@@ -393,7 +344,8 @@ class Agent:
         """What XA RECOVER lists. `epoch` 0: an inspection."""
         self._require_serving()
         if epoch:
-            self._fence_of(coordinator_id, epoch)
+            check_coordinator_id(coordinator_id)
+            self.fences.of(coordinator_id, epoch)
         prepared = BranchState.PREPARED
         sessions = [e.session for e in self.branches.registry.entries.values() if e.state is prepared]
         owners = tuple(s.connection_id for s in sessions if isinstance(s, Session))
@@ -419,7 +371,7 @@ class Agent:
             recovery.lookup(
                 self.engine,
                 self.config.witness_table,
-                fence.purged_to,
+                lambda: self.fences[coordinator_id].purged_to,
                 fence.number,
                 tuple(dict.fromkeys(gtrids)),
             )
@@ -427,52 +379,6 @@ class Agent:
         live = before | set(self.branches.registry.entries)
         undecided, committed = recovery.Lookup.UNDECIDED, recovery.Lookup.COMMITTED
         return [undecided if g in live and evidence[g] != committed else evidence[g] for g in gtrids]
-
-    # -- purging
-    # ----------------------------------------------------------------------------------------------------
-
-    def purge_below(self, coordinator_id: str, below: str) -> None:
-        """Purge witness rows lazily; a purge that runs goes on to the newest bound."""
-        if Gtrid.parse(below).coordinator_id != coordinator_id:
-            raise XacoordError(Reason.INVALID_GTRID, "purge_below is another coordinator's")
-        self.branches.registry.forget_below(coordinator_id, below)
-        running = coordinator_id in self._purging
-        self._purging[coordinator_id] = max(below, self._purging.get(coordinator_id, ""))
-        if not running:
-            self.branches.spawn(self._purge(coordinator_id))
-
-    async def _purge(self, coordinator_id: str) -> None:
-        done = ""
-        try:
-            while done < self._purging[coordinator_id]:
-                done = self._purging[coordinator_id]
-                await self._purge_to(coordinator_id, done)
-        except XacoordError as error:
-            self.log.warning("purge given up until the next", reason=error.reason.value)
-        finally:
-            del self._purging[coordinator_id]
-
-    async def _purge_to(self, coordinator_id: str, below: str) -> None:
-        fence, schema = self.fences[coordinator_id], self.config.mysql.schema
-        participant, table = self.config.agent.participant, f"{schema}.witness"
-        if fence.purged_to < below:
-            # Remembered here before there: a smaller claim is always true.
-            self.fences[coordinator_id] = Fenced(
-                fence.coordinator_id, fence.number, fence.epoch, fence.log_identity, below
-            )
-        session = await self.finishers.acquire()
-        clean = False
-        try:
-            store_bound = recovery.raise_purged_to(schema, participant, coordinator_id, below)
-            await self.control.drive(store_bound, session)
-            deleted = 1
-            while deleted:
-                batch = recovery.purge_batch(table, fence.number, coordinator_id, below)
-                deleted = await self.control.drive(batch, session)
-                await asyncio.sleep(_PURGE_PAUSE_SECONDS)
-            clean = True
-        finally:
-            (self.finishers.release if clean else self.finishers.discard)(session)
 
 
 def _as_error(failure: Failure, gtrid: str) -> XacoordError:
@@ -482,13 +388,3 @@ def _as_error(failure: Failure, gtrid: str) -> XacoordError:
     if failure.statement is not None:
         metadata["statement"] = str(failure.statement)
     return XacoordError(failure.reason, failure.message, gtrid=gtrid, metadata=metadata)
-
-
-def check_identity(coordinator_id: str, epoch: int, log_identity: bytes) -> None:
-    """Raise INVALID_REQUEST where a coordinator does not name itself properly."""
-    if not is_coordinator_id(coordinator_id):
-        raise XacoordError(Reason.INVALID_REQUEST, "coordinator_id must have 4 characters of [0-9a-z]")
-    if not 1 <= epoch <= MAX_EPOCH:
-        raise XacoordError(Reason.INVALID_REQUEST, f"epoch must be 1 to {MAX_EPOCH}")
-    if len(log_identity) != 16:
-        raise XacoordError(Reason.INVALID_REQUEST, "log_identity must have 16 bytes")

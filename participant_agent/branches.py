@@ -45,6 +45,8 @@ from participant_agent.session import Session
 _E = BranchEvent
 _ROLLBACK_BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 _LOST = Failure(Reason.BRANCH_LOST, "the agent lost the branch's session")
+_NOT_ENDED = Failure(Reason.PARTICIPANT_UNAVAILABLE, "a former session of the branch has not ended yet")
+_FENCED = Failure(Reason.STALE_EPOCH, "a newer epoch of the coordinator began")
 _DEADLINE = Failure(Reason.DEADLINE_PASSED, "the transaction's deadline passed")
 
 ReportTo = Callable[[str, str, Voted | Finished], None]
@@ -131,13 +133,17 @@ class Branches:
             result = self._after_bug(entry, command)
             raise
         finally:
-            if result is not None and not (isinstance(command, Rollback) and command.own):
-                self._report(entry.coordinator_id, entry.gtrid, result)
-            self.finish_command(entry)
+            try:
+                unasked = isinstance(command, Rollback) and command.own
+                if result is not None and not unasked and not entry.dropped:
+                    self._report(entry.coordinator_id, entry.gtrid, result)
+            finally:
+                self.finish_command(entry)
 
     def _after_bug(self, entry: Entry, command: Command) -> Voted | Finished:
         """An error of ours: nothing is known, so the session goes; what was not prepared is rolled back."""
         why = Failure(Reason.INTERNAL, "internal error of the agent; see its log")
+        self._give_up_session(entry)
         self._settle_session(entry, SessionUse.CLOSE)
         if entry.state in (BranchState.ACTIVE, BranchState.IDLE):
             self.roll_back_later(entry, why)
@@ -195,15 +201,17 @@ class Branches:
 
     async def _prepare(self, entry: Entry, prepare: Prepare) -> Voted:
         session = entry.session
-        if entry.work is None or not isinstance(session, Session):
-            entry.doom = entry.doom or _LOST
-            return self._settle_vote(entry, Voted(Vote.ROLLBACK, SessionUse.CLOSE, _LOST))
+        if entry.doom is not None or entry.work is None or not isinstance(session, Session):
+            worked = await self.give_up(entry, Worked(Fate.LOST, (), _LOST))
+            return Voted(Vote.ROLLBACK, SessionUse.CLOSE, worked.failure)
         session.begin_call()
         voted = await self._control.drive(work.prepare(entry.work, prepare.participants), session)
         return self._settle_vote(entry, voted)
 
     def _settle_vote(self, entry: Entry, voted: Voted) -> Voted:
         """Session and state after phase 1."""
+        if voted.in_doubt:
+            self._give_up_session(entry)
         self._settle_session(entry, voted.use)
         entry.deadline = None
         if entry.doom is not None and voted.vote is Vote.ROLLBACK:
@@ -232,11 +240,10 @@ class Branches:
         entry.waiting.appendleft(Rollback(own=True))
 
     async def _commit(self, entry: Entry, commit: Commit) -> Finished:
-        if entry.work is not None and entry.state is BranchState.ACTIVE:
-            assert isinstance(entry.session, Session)
-            number = entry.work.branch.xid.number or 0
-            result = await self._control.drive(work.end_and_commit(entry.work, (number,)), entry.session)
-            return self._settle_one_phase(entry, result)
+        if entry.state is BranchState.ACTIVE:
+            return await self._commit_active(entry)
+        if not await self._unended_is_gone(entry):
+            return Finished(State.RETRY, SessionUse.CLOSE, _NOT_ENDED)
         branch = entry.work.branch if entry.work else self._names(entry.gtrid, entry.coordinator_id)
         if commit.one_phase and entry.state is not BranchState.PREPARED:
             result = await self._control.drive(
@@ -250,14 +257,46 @@ class Branches:
         result = await self._control.drive(finish.commit(branch, session.known_as), session)
         return self._settle_end(entry, result, owned)
 
-    async def _finisher(self, entry: Entry) -> tuple[Session, bool]:
-        """The branch's own session where it lives (then True), else any."""
+    async def _commit_active(self, entry: Entry) -> Finished:
+        session = entry.session
+        if entry.doom is None and entry.work is not None and isinstance(session, Session):
+            number = entry.work.branch.xid.number or 0
+            result = await self._control.drive(work.end_and_commit(entry.work, (number,)), session)
+            return self._settle_one_phase(entry, result)
+        entry.doom = entry.doom or _LOST
+        result = await self._rollback_once(entry)
+        done = result.state is State.ROLLED_BACK
+        return Finished(result.state, result.use, entry.doom) if done else result
+
+    def _give_up_session(self, entry: Entry) -> None:
+        """The branch's session is to be closed, and may go on with what it was asked for all the same."""
         if isinstance(entry.session, Session):
-            if not entry.session.dead:
+            entry.unended = entry.session.known_as
+
+    async def _unended_is_gone(self, entry: Entry) -> bool:
+        """End the session that was given up before: until then the server's answers prove nothing."""
+        if entry.unended is not None:
+            if not await self._control.drive(end_session(entry.unended)):
+                return False
+            entry.unended = None
+        return True
+
+    def all_sessions_ended(self) -> None:
+        """The participant was taken over (core/sessions.py): no session of before is left."""
+        for entry in list(self.registry.entries.values()):
+            entry.unended = None
+
+    async def _finisher(self, entry: Entry) -> tuple[Session, bool]:
+        """The branch's own session where it lives (then True), else any. Raises XacoordError."""
+        if isinstance(entry.session, Session):
+            if not entry.session.dead and not entry.session.condemned:
                 return entry.session, True
             self._workers.discard(entry.session)
             entry.session = None
         session = await self._finishers.acquire()
+        if entry.dropped:
+            self._finishers.release(session)
+            raise XacoordError(Reason.STALE_EPOCH, _FENCED.message)
         entry.session = session
         return session, False
 
@@ -265,7 +304,7 @@ class Branches:
         attempt = 0
         while True:
             result = await self._rollback_once(entry)
-            if not rollback.own or result.state is not State.RETRY:
+            if not rollback.own or result.state is not State.RETRY or entry.dropped:
                 return result
             why = result.failure or _LOST
             for answer in self.registry.release_waiting(entry, why):
@@ -274,26 +313,26 @@ class Branches:
             attempt += 1
 
     async def _rollback_once(self, entry: Entry) -> Finished:
-        active = entry.state is BranchState.ACTIVE
         branch = entry.work.branch if entry.work else self._names(entry.gtrid, entry.coordinator_id)
-        if active and entry.work is not None:
+        active = entry.state is BranchState.ACTIVE and isinstance(entry.session, Session)
+        if not await self._unended_is_gone(entry):
+            return Finished(State.RETRY, SessionUse.CLOSE, _NOT_ENDED)
+        if active and isinstance(entry.session, Session):
             session, owned = entry.session, True
-            if not isinstance(session, Session):
-                session = None
-            procedure = finish.rollback(branch, entry.work.session, active)
         else:
             try:
                 session, owned = await self._finisher(entry)
             except XacoordError as error:
                 return Finished(State.RETRY, SessionUse.CLOSE, Failure(error.reason, error.message))
-            procedure = finish.rollback(branch, session.known_as, active)
-        result = await self._control.drive(procedure, session)
+        result = await self._control.drive(finish.rollback(branch, session.known_as, active), session)
         return self._settle_end(entry, result, owned)
 
     # -- settling
     # ---------------------------------------------------------------------------------------------------
 
     def _settle_one_phase(self, entry: Entry, result: Finished) -> Finished:
+        if result.state is State.RETRY:
+            self._give_up_session(entry)
         self._settle_session(entry, result.use)
         entry.deadline = None
         if result.state is State.COMMITTED:
@@ -303,8 +342,10 @@ class Branches:
         elif result.state is State.ROLLED_BACK:
             entry.move(_E.ROLLED_BACK)
             self._remember(entry, EndedAs.ROLLED_BACK, entry.doom or result.failure)
+        elif result.state is State.RETRY:
+            entry.move(_E.ENDED)  # only the server knows; the next commit asks it (finish.resolve_one_phase)
         else:
-            # Only the server knows; the next commit finds no entry and asks it (finish.resolve_one_phase).
+            self._log.error("heuristic outcome", gtrid=entry.gtrid, state=result.state.value)
             entry.state = BranchState.NON_EXISTENT
         if entry.doom is not None and result.state is State.ROLLED_BACK:
             return Finished(result.state, result.use, entry.doom)
@@ -312,6 +353,8 @@ class Branches:
 
     def _settle_end(self, entry: Entry, result: Finished, owned: bool) -> Finished:
         """Session and state after phase 2 or a rollback. A session that is not the owner's holds nothing."""
+        if result.state is State.RETRY and result.use is SessionUse.CLOSE:
+            self._give_up_session(entry)
         if isinstance(entry.session, Session):
             if owned:
                 self._settle_session(entry, result.use)
@@ -324,7 +367,8 @@ class Branches:
         known = entry.state is not BranchState.NON_EXISTENT
         if result.state is State.COMMITTED:
             if known:
-                entry.move(_E.COMMITTED)
+                one_phase = entry.state is BranchState.IDLE
+                entry.move(_E.COMMITTED_ONE_PHASE if one_phase else _E.COMMITTED)
             self._remember(entry, EndedAs.COMMITTED, None)
         elif result.state is State.ROLLED_BACK:
             if known:
@@ -340,7 +384,8 @@ class Branches:
         session = entry.session
         if not isinstance(session, Session) or use is SessionUse.HOLDS:
             return
-        (self._workers.release if use is SessionUse.FREE else self._workers.discard)(session)
+        free = use is SessionUse.FREE and (entry.work is None or not entry.work.called)
+        (self._workers.release if free else self._workers.discard)(session)
         entry.session = None
 
     def _remember(self, entry: Entry, how: EndedAs, failure: Failure | None) -> None:
@@ -376,8 +421,11 @@ class Branches:
         entry.doom = why
         session = entry.session
         if entry.work is None or not isinstance(session, Session):
-            entry.move(_E.ROLLED_BACK)
-            self._remember(entry, EndedAs.ROLLED_BACK, why)
+            if entry.unended is not None:
+                self.roll_back_later(entry, why)
+            else:
+                entry.move(_E.ROLLED_BACK)
+                self._remember(entry, EndedAs.ROLLED_BACK, why)
             return Worked(Fate.LOST, (), why)
         voted = await self._control.drive(work.vote_rollback(entry.work, why), session)
         self._settle_vote(entry, voted)
@@ -390,21 +438,38 @@ class Branches:
             XacoordError: SERVER_UNAVAILABLE where one is not known to be gone.
         """
         ended = 0
-        for entry in self.registry.of_lower_epochs(coordinator_id, epoch):
-            entry.doom = entry.doom or Failure(Reason.STALE_EPOCH, "a newer epoch of the coordinator began")
-            session = entry.session
-            if isinstance(session, Session):
-                if not await self.kill(entry):
-                    raise XacoordError(
-                        Reason.SERVER_UNAVAILABLE,
-                        f"session {session.connection_id} does not end; fence again",
-                    )
-                ended += 1
+        lower = self.registry.of_lower_epochs(coordinator_id, epoch)
+        for entry in lower:  # all of them first, so that none takes a new session while others are ended
+            self.registry.drop(entry, _FENCED)
+        for entry in lower:
+            worked = isinstance(entry.session, Session)
+            if not await self.kill(entry) or not await self._unended_is_gone(entry):
+                raise XacoordError(
+                    Reason.SERVER_UNAVAILABLE, "a session of a lower epoch does not end; fence again"
+                )
+            ended += worked
             if entry.running is None:
                 self._settle_session(entry, SessionUse.CLOSE)
-            entry.waiting.clear()
-            self.registry.entries.pop(entry.gtrid, None)
+            self.registry.forget(entry)
         return ended
+
+    def control_lost(self) -> None:
+        """The agent is not the participant's agent any more: its sessions are closed, and what was ACTIVE is
+        gone."""
+        for entry in list(self.registry.entries.values()):
+            if isinstance(entry.session, Session):
+                entry.session.close()
+                if entry.running is None:
+                    self._give_up_session(entry)
+                    self._settle_session(entry, SessionUse.CLOSE)
+            if entry.state is BranchState.ACTIVE:
+                entry.doom = entry.doom or Failure(Reason.BRANCH_LOST, "the agent lost its server")
+                if entry.running is None:
+                    self.roll_back(entry)
+
+    def roll_back(self, entry: Entry) -> None:
+        """Roll a branch back without being told."""
+        self.command(entry.gtrid, entry.coordinator_id, entry.epoch, Rollback(own=True))
 
     async def drain(self, seconds: float) -> None:
         """Let what runs end for at most `seconds`, then roll back what is ACTIVE and close every session."""

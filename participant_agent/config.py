@@ -7,8 +7,13 @@ from pathlib import Path
 
 import msgspec
 
+from shell.config import check_address, check_log_level, check_range
+
 ENVIRONMENT_PREFIX = "XACOORD_AGENT"
+UNIX = "unix:"
 MAX_NAME_CHARACTERS = 40
+# Rows of a call travel in one message, of which gRPC's clients accept 4 MiB.
+_MAX_RESULT_BYTES = 3_800_000
 
 
 class AgentSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -16,7 +21,7 @@ class AgentSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     Attributes:
         participant: the participant's name, 1 to 40 characters of [a-z0-9_-].
-        listen: "host:port".
+        listen: "host:port", or "unix:/path".
         advertise: where clients reach it; "" means `listen`.
         take_over_seconds: how long a start waits for a former agent's lock before it is refused.
     """
@@ -30,6 +35,10 @@ class AgentSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9_-]{1,40}", self.participant):
             raise ValueError("agent.participant must have 1 to 40 characters of [a-z0-9_-]")
+        if not self.listen.startswith(UNIX):
+            check_address(self.listen, "agent.listen")
+        check_range(self.take_over_seconds, "agent.take_over_seconds", 0, 3600)
+        check_log_level(self.log_level, "agent.log_level")
 
 
 class MysqlSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -50,9 +59,12 @@ class MysqlSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             raise ValueError("mysql.schema must have 1 to 64 characters of [A-Za-z0-9_]")
         if self.password and self.password_file:
             raise ValueError("give mysql.password or mysql.password_file, not both")
+        check_range(self.port, "mysql.port", 1, 65535)
+        check_range(self.connect_timeout_seconds, "mysql.connect_timeout_seconds", 1, 3600)
 
     def secret(self) -> str:
-        """The password, read from its file where that is given."""
+        """The password, read from its file where that is given. Raises OSError, or ValueError where the file
+        is no text."""
         if self.password_file:
             return Path(self.password_file).read_text(encoding="utf-8").rstrip("\r\n")
         return self.password
@@ -84,6 +96,8 @@ class SessionsSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             raise ValueError("sessions.warm must be 0 to sessions.max")
         if not 1 <= self.lock_wait_seconds <= 3600:
             raise ValueError("sessions.lock_wait_seconds must be 1 to 3600")
+        check_range(self.statement_timeout_seconds, "sessions.statement_timeout_seconds", 1, 86_400)
+        check_range(self.acquire_timeout_seconds, "sessions.acquire_timeout_seconds", 0, 3600)
         if self.statement_timeout_seconds <= self.lock_wait_seconds:
             raise ValueError("sessions.statement_timeout_seconds must exceed sessions.lock_wait_seconds")
         levels = ("", "READ-UNCOMMITTED", "READ-COMMITTED", "REPEATABLE-READ", "SERIALIZABLE")
@@ -98,6 +112,10 @@ class LimitsSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     result_rows: int = 10_000
     result_bytes: int = 3_500_000
+
+    def __post_init__(self) -> None:
+        check_range(self.result_rows, "limits.result_rows", 1, 1_000_000)
+        check_range(self.result_bytes, "limits.result_bytes", 1, _MAX_RESULT_BYTES)
 
 
 class WitnessSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

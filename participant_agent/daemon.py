@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from participant_agent.config import ENVIRONMENT_PREFIX, Config
+from participant_agent.config import ENVIRONMENT_PREFIX, UNIX, Config
 from shell import config as shell_config
 
 EXIT_UNAVAILABLE = 69
@@ -55,6 +55,8 @@ def _load(path: Path | None) -> Config:
         click.echo(f"configuration: {error}", err=True)
     except OSError as error:
         click.echo(f"configuration: cannot read mysql.password_file: {error.strerror}", err=True)
+    except ValueError:
+        click.echo("configuration: mysql.password_file is not UTF-8 text", err=True)
     sys.exit(shell_config.EXIT_CONFIG)
 
 
@@ -65,6 +67,13 @@ def serve(path: Path | None) -> None:
     import uvloop
 
     config = _load(path)
+    if not config.agent.listen.startswith(UNIX):
+        # Before the participant is taken over: who cannot be reached must not end another agent's sessions.
+        try:
+            shell_config.check_bindable(config.agent.listen, "agent.listen")
+        except shell_config.ConfigError as error:
+            click.echo(f"configuration: {error}", err=True)
+            sys.exit(shell_config.EXIT_CONFIG)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(runner.run(_serve(config)))
 
@@ -101,13 +110,19 @@ async def _serve(config: Config) -> int:
         log.error("cannot start", detail=str(error))
         return EXIT_UNAVAILABLE
     except ConnectError as error:
-        log.error("cannot reach the server", errno=error.errno)
+        where = config.mysql.unix_socket or f"{config.mysql.host}:{config.mysql.port}"
+        log.error("cannot use the server", address=where, errno=error.errno, detail=str(error))
         return EXIT_UNAVAILABLE
     for check in checks:
         if check.severity.value != "ok":
             log.warning("preflight", check=check.name, found=check.found, fix=check.fix)
     server, health = _server(agent)
-    port = server.add_insecure_port(config.agent.listen)
+    try:
+        port = server.add_insecure_port(config.agent.listen)
+    except RuntimeError:
+        log.error("cannot listen", address=config.agent.listen)
+        await agent.stop()
+        return shell_config.EXIT_CONFIG
     await server.start()
     log.info("listening", address=config.agent.listen, port=port)
     stopping = asyncio.Event()
@@ -140,6 +155,9 @@ def _server(agent: Any) -> tuple[Any, Any]:
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES + (1 << 20)),
             ("grpc.so_reuseport", 0),
+            # Coordinators ping an idle stream every 5 s; by default gRPC takes that for abuse and hangs up.
+            ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
+            ("grpc.keepalive_permit_without_calls", 1),
         ],
     )
     rpc.add_ParticipantAgentServicer_to_server(Service(agent), server)

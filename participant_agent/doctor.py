@@ -22,14 +22,25 @@ async def examine(config: Config, output: str) -> int:
         checks = await agent.check()
     except ConnectError as error:
         where = config.mysql.unix_socket or f"{config.mysql.host}:{config.mysql.port}"
-        fix = "start the server, or correct [mysql] in the configuration"
-        checks = [Check("connect", Severity.REFUSE, f"{where}: ({error.errno}) {error}", fix)]
+        checks = [
+            Check("connect", Severity.REFUSE, f"{where}: ({error.errno}) {error}", _mend(config, error))
+        ]
     finally:
         agent.control.close()
     show(checks, output)
     if any(check.severity is Severity.REFUSE for check in checks):
         return EXIT_CONFIG
     return 1 if any(check.severity is Severity.WARN for check in checks) else 0
+
+
+def _mend(config: Config, error: ConnectError) -> str:
+    database, user = config.mysql.database, config.mysql.user
+    if error.errno in (1044, 1049):
+        grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{database}`.* TO '{user}'@'...'"
+        return f"CREATE DATABASE IF NOT EXISTS `{database}`; {grant}; then ask again for the other checks"
+    if error.errno == 1045:
+        return f"correct [mysql] user and password, or create the account {user!r} on the server"
+    return "start the server, or correct [mysql] in the configuration"
 
 
 def show(checks: list[Check], output: str) -> None:

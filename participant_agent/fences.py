@@ -1,8 +1,8 @@
 """Fences: which coordinators this agent knows, and at which epoch.
 
-What is remembered here is what the table says (core/recovery.py raises it there), and never less: `purged_to` of
-a row that was read before a purge began may not undo what the purge has told us since, or rows that it deletes
-would count as proof that their branches did not commit.
+What is remembered here is what the table says (core/recovery.py raises it there), and never less: `purged_to`
+of a row that was read before a purge began may not undo what the purge has told us since, or the absence of
+rows that it deletes would count as proof that their branches did not commit.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Fences:
         self._learn(await self._write(wanted, history))
 
     def of(self, coordinator_id: str, epoch: int) -> Fenced:
-        """The coordinator's fence. Raises UNKNOWN_EPOCH or STALE_EPOCH where `epoch` is not the fenced one."""
+        """The coordinator's fence. Raises UNKNOWN_EPOCH or STALE_EPOCH where `epoch` is another one."""
         fence = self.get(coordinator_id)
         if fence is None:
             raise XacoordError(Reason.UNKNOWN_EPOCH, f"coordinator {coordinator_id} never fenced this agent")

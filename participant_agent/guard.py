@@ -3,8 +3,8 @@
 Why: a statement that commits implicitly, ends the branch itself or gives up the session's user locks would
 break what the agent promises. The server refuses most of them (1399), some it runs (SET, LOCK functions, INTO
 OUTFILE). So only statements that begin with an allowed word pass, after comments and literals are taken out;
-the reading of literals follows the session's sql_mode (which `pool.py` pins). Executable comments are refused as a whole: they are
-code that looks like a comment.
+the reading of literals follows the session's sql_mode, which pool.py pins. Executable comments are refused as
+a whole: they are code that looks like a comment.
 
 The same pass finds the `%s` placeholders: one inside a literal or a comment is refused, because a parameter
 there could end it.
@@ -20,6 +20,8 @@ from dtp import Reason, XacoordError
 
 MAX_STATEMENT_BYTES = 1 << 20
 MAX_PARAMETERS = 65535
+# Longer texts are rarely sent twice, and a thousand of them would be much to keep.
+_REMEMBERED_CHARACTERS = 4096
 
 # First word -> True where the statement probably only reads, so that asking the write counters can pay.
 _ALLOWED: dict[str, bool] = {
@@ -49,6 +51,15 @@ _RELEASE = re.compile(r"RELEASE\s+SAVEPOINT\s+[\w$`]+$", re.IGNORECASE)
 _ASSIGNMENT = re.compile(r"\s*@([\w$.]+|`q`|'')\s*:?=")
 # "--" begins a comment where a blank, an ASCII control character or the end follows, as servers read it.
 _OPEN = re.compile(r"""['"`]|/\*|\#|--(?=[\x00-\x20\x7f]|\Z)|%""")
+
+
+def _literal(quote: str, escapes: bool) -> re.Pattern[str]:
+    """A literal or quoted name; a doubled quote is one of its characters."""
+    backslash = r"\\." if escapes else r"\\"
+    return re.compile(rf"{quote}(?:[^{quote}\\]++|{quote}{quote}|{backslash})*+{quote}", re.DOTALL)
+
+
+_LITERALS = {(quote, escapes): _literal(quote, escapes) for quote in "'\"`" for escapes in (True, False)}
 _FIRST_WORD = re.compile(r"[\s(]*([A-Za-z_]+)")
 
 
@@ -74,7 +85,6 @@ def refused(message: str) -> XacoordError:
     return XacoordError(Reason.STATEMENT_REFUSED, message)
 
 
-@lru_cache(maxsize=1024)
 def guard(sql: str, backslash_escapes: bool = True, ansi_quotes: bool = False) -> Guarded:
     """Check one statement.
 
@@ -86,8 +96,14 @@ def guard(sql: str, backslash_escapes: bool = True, ansi_quotes: bool = False) -
     Raises:
         XacoordError: STATEMENT_REFUSED, saying what to do instead.
     """
+    if len(sql) <= _REMEMBERED_CHARACTERS:
+        return _remembered(sql, backslash_escapes, ansi_quotes)
     if len(sql.encode("utf-8", "surrogatepass")) > MAX_STATEMENT_BYTES:
         raise refused("the statement is longer than 1 MiB; send less at once or use parameters")
+    return _guard(sql, backslash_escapes, ansi_quotes)
+
+
+def _guard(sql: str, backslash_escapes: bool, ansi_quotes: bool) -> Guarded:
     if "\x00" in sql:
         raise refused("the statement has a NUL character; send binary values as parameters")
     bare, placeholders, quoted = _strip(sql, backslash_escapes, ansi_quotes)
@@ -96,6 +112,9 @@ def guard(sql: str, backslash_escapes: bool = True, ansi_quotes: bool = False) -
         raise refused("one statement at a time: send several as several statements of the call")
     word = _check(bare)
     return Guarded(placeholders, _ALLOWED.get(word, True), quoted, calls=word == "CALL")
+
+
+_remembered = lru_cache(maxsize=1024)(_guard)
 
 
 def _check(bare: str) -> str:
@@ -168,18 +187,10 @@ def _strip(sql: str, backslash_escapes: bool, ansi_quotes: bool) -> tuple[str, i
 
 
 def _end_of_literal(sql: str, start: int, quote: str, backslash_escapes: bool) -> int:
-    place = start + 1
-    while place < len(sql):
-        character = sql[place]
-        if character == "\\" and backslash_escapes:
-            place += 2
-        elif character == quote:
-            if sql[place + 1 : place + 2] != quote:
-                return place + 1
-            place += 2
-        else:
-            place += 1
-    raise refused(f"the statement ends inside a literal that begins with {quote}")
+    found = _LITERALS[quote, backslash_escapes].match(sql, start)
+    if found is None:
+        raise refused(f"the statement ends inside a literal that begins with {quote}")
+    return found.end()
 
 
 def _end_of_comment(sql: str, start: int, token: str) -> int:

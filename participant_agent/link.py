@@ -79,9 +79,12 @@ class Link:
     def enlist(self, gtrid: str) -> asyncio.Future[pb.Enlisted]:
         """Tell the coordinator of a new branch; the future is its answer.
 
-        It fails with COORDINATOR_UNAVAILABLE where the stream ends first.
+        It fails with COORDINATOR_UNAVAILABLE where the stream has ended, or ends first.
         """
         future: asyncio.Future[pb.Enlisted] = asyncio.get_running_loop().create_future()
+        if self.closed is not None:
+            _abandon(future)
+            return future
         self._enlisting[gtrid] = future
         self.put(pb.Report(gtrid=gtrid, enlist=pb.Enlist()))
         return future
@@ -102,12 +105,7 @@ class Link:
         self._filled.set()
         for future in self._enlisting.values():
             if not future.done():
-                future.set_exception(
-                    XacoordError(
-                        Reason.COORDINATOR_UNAVAILABLE, "the coordinator's stream ended; begin again"
-                    )
-                )
-                future.exception()  # it may be that nobody waits any more
+                _abandon(future)
         self._enlisting.clear()
 
     async def messages(self) -> AsyncIterator[pb.AttachResponse]:
@@ -120,6 +118,13 @@ class Link:
             reports, self._outbox = self._outbox, []
             for message in _split(reports):
                 yield message
+
+
+def _abandon(future: asyncio.Future[pb.Enlisted]) -> None:
+    future.set_exception(
+        XacoordError(Reason.COORDINATOR_UNAVAILABLE, "the coordinator's stream ended; begin again")
+    )
+    future.exception()  # it may be that nobody waits any more
 
 
 def _split(reports: list[pb.Report]) -> list[pb.AttachResponse]:

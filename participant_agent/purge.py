@@ -1,8 +1,8 @@
 """Purge: deletes witness rows that nobody will ask for, lazily and in small batches.
 
 Why not at once: a row is needed until its transaction has ended everywhere, and deleting is work that no
-transaction waits for. A purge that fails is tried again later, because the next bound may be long in coming. The
-order of its two durable steps is what matters, and core/recovery.py says why.
+transaction waits for. A purge that fails is tried again later, because the next bound may be long in coming.
+The order of its two durable steps is what matters, and core/recovery.py says why.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Purge:
         self._bounds: dict[str, str] = {}
 
     def below(self, coordinator_id: str, bound: str) -> None:
-        """Rows of the coordinator's gtrids below `bound` may go. A purge that runs goes on to the newest bound.
+        """Rows of the coordinator's gtrids below `bound` may go. What runs goes on to the newest bound.
 
         Raises:
             XacoordError: INVALID_GTRID.

@@ -18,6 +18,7 @@ from participant_agent.core.finish import Finished, SessionUse, State
 from participant_agent.core.recovery import Lookup
 from participant_agent.core.registry import Command, Commit, Prepare, Rollback, Run
 from participant_agent.core.work import Voted
+from participant_agent.fences import mismatch
 from participant_agent.link import Link, report_message
 from participant_agent.v1 import participant_agent_pb2 as pb
 from participant_agent.v1 import participant_agent_pb2_grpc as rpc
@@ -40,13 +41,16 @@ class Service(rpc.ParticipantAgentServicer):
         self._agent = agent
 
     async def Execute(self, request: pb.ExecuteRequest, context: Context) -> pb.ExecuteResponse:
-        statements = values.read_statements(request.statements, self._agent.backslash_escapes)
+        if request.participant not in ("", self._agent.config.agent.participant):
+            raise mismatch(self._agent.config.agent.participant)
+        statements = values.read_statements(request.statements, *self._agent.quoting)
         results = await self._agent.execute(request.gtrid, statements, request.read_only)
         return pb.ExecuteResponse(results=[values.result_message(result) for result in results])
 
     async def Fence(self, request: pb.FenceRequest, context: Context) -> pb.FenceResponse:
-        ended = await self._agent.fence(request)
-        return pb.FenceResponse(ended_sessions=ended, server=self._agent.server_info())
+        ended, last_committed = await self._agent.fence(request)
+        server = self._agent.server_info()
+        return pb.FenceResponse(ended_sessions=ended, server=server, last_committed=last_committed)
 
     async def Scan(self, request: pb.ScanRequest, context: Context) -> pb.ScanResponse:
         scanned = await self._agent.scan(request.coordinator_id, request.epoch)
@@ -107,6 +111,10 @@ class Service(rpc.ParticipantAgentServicer):
             link.close(error)
         except grpc.aio.UsageError:
             link.close(XacoordError(Reason.COORDINATOR_UNAVAILABLE, "the stream ended"))
+        except Exception:
+            # The coordinator would wait for ever for a stream that nobody reads; a closed one it opens anew.
+            self._agent.log.exception("a stream's command failed")
+            link.close(XacoordError(Reason.INTERNAL, "internal error of the agent; see its log"))
 
     def _take(self, link: Link, message: pb.AttachRequest) -> None:
         """Carry out a message's commands, none waiting for another."""
@@ -126,18 +134,27 @@ class Service(rpc.ParticipantAgentServicer):
             gtrid = Gtrid.parse(message.gtrid)
             if gtrid.coordinator_id != link.coordinator_id:
                 raise XacoordError(Reason.INVALID_GTRID, "the branch belongs to another coordinator")
-            command = _read_command(message, self._agent.backslash_escapes)
+            _check_epoch(gtrid.epoch, link.epoch, str(verb))
+            command = _read_command(message, *self._agent.quoting)
         except XacoordError as error:
             link.put(report_message(message.gtrid, _refused(message, values.refusal(error))))
             return
         self._agent.branches.command(message.gtrid, link.coordinator_id, link.epoch, command)
 
 
-def _read_command(message: pb.Command, backslash_escapes: bool) -> Command:
+def _check_epoch(epoch: int, of_stream: int, verb: str) -> None:
+    """Work belongs to the stream's own epoch; branches of earlier ones are only finished."""
+    if epoch > of_stream:
+        raise XacoordError(Reason.UNKNOWN_EPOCH, f"epoch {epoch} is not the stream's, {of_stream}")
+    if epoch < of_stream and verb in ("run", "prepare"):
+        raise XacoordError(Reason.STALE_EPOCH, f"epoch {epoch} is over: the stream's is {of_stream}")
+
+
+def _read_command(message: pb.Command, backslash_escapes: bool, ansi_quotes: bool) -> Command:
     verb = message.WhichOneof("verb")
     if verb == "run":
         run = message.run
-        statements = values.read_statements(run.statements, backslash_escapes)
+        statements = values.read_statements(run.statements, backslash_escapes, ansi_quotes)
         participants = _participants(run.participants)
         remaining = run.remaining_milliseconds / 1000
         return Run(statements, run.read_only, participants, remaining, run.one_phase)
@@ -159,10 +176,12 @@ def _participants(numbers: Any) -> tuple[int, ...]:
 
 
 def _refused(message: pb.Command, why: Failure) -> Voted | Finished:
-    """The answer to a command that is not carried out. Nothing was started, so nothing can have happened."""
+    """The answer to a command that is not carried out. A Run that cannot be read was never started; of one
+    for another epoch this cannot be said."""
     verb = message.WhichOneof("verb")
-    if verb == "run" and message.run.one_phase:
+    of_epoch = why.reason not in (Reason.STALE_EPOCH, Reason.UNKNOWN_EPOCH)
+    if verb == "run" and message.run.one_phase and of_epoch:
         return Finished(State.ROLLED_BACK, SessionUse.CLOSE, why)
-    if verb in ("run", "prepare"):
+    if verb == "prepare" or (verb == "run" and not message.run.one_phase):
         return Voted(Vote.ROLLBACK, SessionUse.CLOSE, why)
     return Finished(State.RETRY, SessionUse.CLOSE, why)

@@ -6,8 +6,8 @@ are not complete in the socket's buffer (larger than the server's net_buffer_len
 CALL).
 
 Errors of the client library are asked for by number and text (`errno()`, `error()`), never read from the
-exception: for a text that is not UTF-8 the library leaves a hole in the exception's arguments, and touching it
-ends the process.
+exception: for a text that is not UTF-8 the library leaves a hole in the exception's arguments, and touching
+it ends the process.
 
 Every query has a client-side time-out. A session that lost its connection, timed out or was told too much is
 dead: the answer is `Lost` or `TooLarge`, its socket is closed, and it is never used again. That the server's
@@ -128,7 +128,9 @@ def _why_not_connected(error: Exception) -> tuple[int, str]:
     hole."""
     found = gc.get_referents(error.args)
     errno = next((item for item in found if isinstance(item, int)), _UNKNOWN_ERROR)
-    return errno, next((item for item in found if isinstance(item, str)), "the server's message is no UTF-8 text")
+    return errno, next(
+        (item for item in found if isinstance(item, str)), "the server's message is no UTF-8 text"
+    )
 
 
 def _unreadable(error: Exception) -> Lost:
@@ -245,7 +247,8 @@ class Session:
         return Ok((), connection.affected_rows(), connection.insert_id(), connection.warning_count())
 
     def _read_all(self) -> Result:
-        """In a thread: what the query answers. Errors must not leave as exceptions, which asyncio would print."""
+        """In a thread: what the query answers. Errors must not leave it as exceptions: asyncio may print
+        them."""
         try:
             return self._read_results()
         except _exceptions.MySQLError:

@@ -73,7 +73,7 @@ def commit(branch: Branch, session: Session) -> Procedure[Finished]:
     what = _meaning(Verb.COMMIT, answer)
     if what in (Meaning.STILL_PREPARED, Meaning.DIRTY_SESSION):
         return Finished(State.RETRY, _after_refusal(what), _retry(answer, "XA COMMIT"))
-    if not isinstance(answer, ServerError) and not (yield from end_session(session)):
+    if what is Meaning.UNKNOWN and not (yield from end_session(session)):
         return Finished(State.RETRY, SessionUse.CLOSE, _retry(answer, "XA COMMIT"))
     return (yield from _prove_commit(branch, answer))
 
@@ -106,7 +106,7 @@ def commit_one_phase(branch: Branch, session: Session) -> Procedure[Finished]:
 
 
 def resolve_one_phase(branch: Branch, answer: Result) -> Procedure[Finished]:
-    """What became of a one-phase commit whose session is gone. `answer` is what made us ask."""
+    """What became of a one-phase commit whose session has ended. `answer` is what made us ask."""
     proof = yield from resolve(branch.engine, branch.evidence, branch.xid)
     if proof is Proof.COMMITTED:
         return Finished(State.COMMITTED, SessionUse.CLOSE)

@@ -73,8 +73,10 @@ def preflight(server: Server, schema: str, allow: tuple[str, ...]) -> Procedure[
     """
     checks = [_version(server)]
     checks += yield from _settings(server)
-    checks += yield from _recover(server)
-    checks += yield from _privileges(schema)
+    account = quoted_account((yield from ask("SELECT CURRENT_USER()")) or "")
+    checks += yield from _recover(server, account)
+    checks += yield from _performance_schema(server, account)
+    checks += yield from _privileges(schema, account)
     return [
         Check(check.name, Severity.WARN, f"{check.found} (allowed by preflight.allow)", check.fix)
         if check.severity is Severity.REFUSE and check.name in allow
@@ -158,10 +160,27 @@ def _settings(server: Server) -> Procedure[list[Check]]:
     return checks
 
 
-def _recover(server: Server) -> Procedure[list[Check]]:
+def quoted_account(account: str) -> str:
+    """`user@host` as the server says it, as SQL takes it: what a DBA can paste."""
+    user, _, host = account.rpartition("@")
+    return f"'{user}'@'{host}'" if user and host else "the agent's account"
+
+
+def _performance_schema(server: Server, account: str) -> Procedure[list[Check]]:
+    """Who waits for locks of prepared branches is in performance_schema on MySQL."""
+    if server.engine is not Engine.MYSQL:
+        return []
+    answer = yield OnControl(Query("SELECT COUNT(*) FROM performance_schema.data_lock_waits WHERE FALSE"))
+    if isinstance(answer, Ok):
+        return [Check("performance_schema", Severity.OK, "readable")]
+    fix = f"GRANT SELECT ON performance_schema.* TO {account}; blocked sessions are not seen without it"
+    return [Check("performance_schema", Severity.WARN, describe(answer)[0], fix)]
+
+
+def _recover(server: Server, account: str) -> Procedure[list[Check]]:
     listed = yield OnControl(Query(server.engine.recover_sql))
     if not isinstance(listed, Ok):
-        return [_denied("xa_recover", listed, "GRANT XA_RECOVER_ADMIN ON *.* TO CURRENT_USER()")]
+        return [_denied("xa_recover", listed, f"GRANT XA_RECOVER_ADMIN ON *.* TO {account}")]
     prepared = server.engine.prepared(listed.rows)
     checks = [Check("xa_recover", Severity.OK, f"{len(prepared)} prepared")]
     foreign = sum(xid.format_id != FORMAT_ID for xid in prepared)
@@ -174,7 +193,7 @@ def _recover(server: Server) -> Procedure[list[Check]]:
         "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = 0"
     )
     if transactions is None:
-        fix = "GRANT PROCESS ON *.* TO CURRENT_USER(): blocked sessions and ghosts are not seen without it"
+        fix = f"GRANT PROCESS ON *.* TO {account}; blocked sessions and ghosts are not seen without it"
         return [*checks, Check("process", Severity.WARN, "no PROCESS privilege", fix)]
     checks.append(Check("process", Severity.OK, "granted"))
     ghosts = int(transactions) - len(prepared)
@@ -184,7 +203,7 @@ def _recover(server: Server) -> Procedure[list[Check]]:
     return checks
 
 
-def _privileges(schema: str) -> Procedure[list[Check]]:
+def _privileges(schema: str, account: str) -> Procedure[list[Check]]:
     for sql in (
         f"SELECT COUNT(*) FROM {schema}.coordinator WHERE FALSE",
         f"SELECT COUNT(*) FROM {schema}.witness WHERE FALSE",
@@ -195,7 +214,7 @@ def _privileges(schema: str) -> Procedure[list[Check]]:
                 _denied(
                     "schema",
                     answer,
-                    f"GRANT CREATE, SELECT, INSERT, UPDATE, DELETE ON {schema}.* TO CURRENT_USER()",
+                    f"GRANT CREATE, SELECT, INSERT, UPDATE, DELETE ON {schema}.* TO {account}",
                 )
             ]
     return [Check("schema", Severity.OK, schema)]

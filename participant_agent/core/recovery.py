@@ -14,10 +14,12 @@ between the two would make a missing row look like the proof that its branch did
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from dtp import Gtrid, Reason, XacoordError, Xid, format_bqual
+from dtp.xid import MAGIC
 
 from .effects import Ok, OnControl, Procedure, Query, Result, Row, Verb, number, text
 from .engine import Engine
@@ -132,7 +134,12 @@ _COLUMNS = "coordinator_id, number, epoch, HEX(log_identity), nonce, purged_to"
 
 def _fenced(row: Row) -> Fenced:
     return Fenced(
-        text(row[0]), number(row[1]), number(row[2]), bytes.fromhex(text(row[3])), number(row[4]), text(row[5])
+        text(row[0]),
+        number(row[1]),
+        number(row[2]),
+        bytes.fromhex(text(row[3])),
+        number(row[4]),
+        text(row[5]),
     )
 
 
@@ -196,6 +203,8 @@ def fence(schema: str, participant: str, wanted: Fenced, history: dict[int, int]
     refusal = contradiction(remembered, wanted, history)
     if refusal is not None:
         raise refusal
+    if remembered.epoch != wanted.epoch:
+        raise XacoordError(Reason.SERVER_UNAVAILABLE, "the fence was not written; fence again")
     return remembered
 
 
@@ -214,8 +223,8 @@ def contradiction(remembered: Fenced, wanted: Fenced, history: dict[int, int]) -
     if remembered.number != wanted.number:
         return XacoordError(
             Reason.PARTICIPANT_MISMATCH,
-            f"{name} gave this participant number {remembered.number} before, now {wanted.number}; numbers are "
-            "given once",
+            f"{name} gave this participant number {remembered.number} before, now {wanted.number}; "
+            "numbers are given once",
             metadata=metadata,
         )
     if remembered.log_identity != wanted.log_identity:
@@ -249,12 +258,37 @@ class Lookup(StrEnum):
     NONE = "NONE"
 
 
+def last_committed(table: str | None, coordinator_id: str, bqual_number: int) -> Procedure[str]:
+    """The highest gtrid whose witness row names several participants, "" where there is none.
+
+    Such a row exists only if the coordinator's log had a record of the transaction: a log that has none up to
+    it has lost decisions. (A branch that was alone in its transaction leaves no record.)
+    """
+    if table is None:
+        return ""
+    found = yield OnControl(
+        Query(
+            f"SELECT gtrid FROM {table} WHERE bqual = '{format_bqual(bqual_number)}' "
+            f"AND gtrid BETWEEN '{MAGIC}{coordinator_id}' AND '{MAGIC}{coordinator_id}zzzzzzzzzzzzzz' "
+            "AND participants LIKE '%,%' ORDER BY gtrid DESC LIMIT 1"
+        )
+    )
+    if not isinstance(found, Ok):
+        raise unavailable(found, "reading witness rows")
+    return text(found.rows[0][0]) if found.rows else ""
+
+
 def lookup(
-    engine: Engine, table: str | None, purged_to: str, bqual_number: int, gtrids: tuple[str, ...]
+    engine: Engine,
+    table: str | None,
+    purged_to: Callable[[], str],
+    bqual_number: int,
+    gtrids: tuple[str, ...],
 ) -> Procedure[dict[str, Lookup]]:
     """What witness rows say about `gtrids`; the caller checks before and after that no session works on them.
 
     XA RECOVER is read before the witness rows: a branch that commits in between is found by its row.
+    `purged_to` is asked after them: what a purge deletes meanwhile, it has announced before.
     """
     listed = yield OnControl(Query(engine.recover_sql))
     if not isinstance(listed, Ok):
@@ -273,13 +307,14 @@ def lookup(
             raise unavailable(found, "reading witness rows")
         committed = {text(row[0]) for row in found.rows}
     evidence: dict[str, Lookup] = {}
+    unprovable = purged_to()
     for gtrid in gtrids:
         if gtrid in committed:
             evidence[gtrid] = Lookup.COMMITTED
         elif Xid.of(gtrid, bqual_number) in prepared:
             evidence[gtrid] = Lookup.UNDECIDED
         else:
-            provable = table is not None and gtrid >= purged_to
+            provable = table is not None and gtrid >= unprovable
             evidence[gtrid] = Lookup.NOT_COMMITTED if provable else Lookup.NONE
     return evidence
 

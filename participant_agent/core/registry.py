@@ -8,7 +8,10 @@ Rules:
  4. A gtrid that ended is remembered (`ended`), so that a late Execute, Run or Prepare cannot bring it back to
     life. The memory is bounded; beyond it the coordinator's answer to Enlist, the epoch and the witness row's
     key protect.
- 5. A branch the registry does not know may still be prepared on the server (the agent was restarted): commit
+ 5. While a session that was given up may still work on a branch (`Entry.unended`), its entry stays, because
+    nothing can be proved about the branch before that session has ended.
+ 6. A fence drops the branches of lower epochs: what still runs for them starts nothing new and tells nobody.
+ 7. A branch the registry does not know may still be prepared on the server (the agent was restarted): commit
     and rollback are performed on any session; prepare votes ROLLBACK.
 """
 
@@ -23,6 +26,7 @@ from dtp import BranchEvent, BranchState, Reason, Vote, next_branch_state
 
 from .errors import Failure
 from .finish import Finished, SessionUse, State
+from .sessions import Session
 from .work import Statement, Voted, Work
 
 MAX_ENDED = 50_000
@@ -96,6 +100,8 @@ class Entry:
         session: the edge's session that it lives in, or None.
         running: the command that is being performed.
         doom: why it will not commit, or None.
+        unended: a session that was closed without proof that it ended; it comes before anything else.
+        dropped: a higher epoch was fenced; what still runs ends without a report.
         deadline: when an ACTIVE branch is rolled back without being told, in the driver's seconds, or None.
     """
 
@@ -108,6 +114,8 @@ class Entry:
     running: Command | None = None
     waiting: deque[Command] = field(default_factory=deque)
     doom: Failure | None = None
+    unended: Session | None = None
+    dropped: bool = False
     deadline: float | None = None
 
     def move(self, event: BranchEvent) -> None:
@@ -147,13 +155,18 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Settled:
+    """Nothing to do, and nobody waits for an answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Refuse:
     """A client's call is refused."""
 
     failure: Failure
 
 
-Action: TypeAlias = Perform | Queued | Interrupt | Answer | Refuse
+Action: TypeAlias = Perform | Queued | Interrupt | Answer | Settled | Refuse
 
 _BUSY = Failure(Reason.BRANCH_BUSY, "a statement of this branch was still running")
 _NOT_KNOWN = Failure(
@@ -171,6 +184,14 @@ class Registry:
 
     def arrive(self, gtrid: str, coordinator_id: str, epoch: int, command: Command) -> Action:
         """What to do about a command (or a client's call) that arrived now."""
+        unasked = isinstance(command, Rollback) and command.own
+        entry = self.entries.get(gtrid)
+        if unasked and (entry is None or (entry.running is None and entry.state is BranchState.PREPARED)):
+            return Settled()  # it has ended meanwhile, or voted OK: then only the coordinator decides
+        action = self._arrive(gtrid, coordinator_id, epoch, command)
+        return Settled() if unasked and isinstance(action, Answer) else action
+
+    def _arrive(self, gtrid: str, coordinator_id: str, epoch: int, command: Command) -> Action:
         entry = self.entries.get(gtrid)
         if entry is None:
             return self._arrive_unknown(gtrid, coordinator_id, epoch, command)
@@ -229,7 +250,10 @@ class Registry:
         A branch in state NON_EXISTENT is forgotten first: what was known of its end is in `ended`.
         """
         entry.running = None
-        if entry.state is BranchState.NON_EXISTENT and self.entries.get(entry.gtrid) is entry:
+        if entry.dropped:
+            return []
+        over = entry.state is BranchState.NON_EXISTENT and entry.unended is None
+        if over and self.entries.get(entry.gtrid) is entry:
             del self.entries[entry.gtrid]
         actions: list[Action] = []
         while entry.waiting:
@@ -252,6 +276,17 @@ class Registry:
         entry.waiting.clear()
         return answers
 
+    def drop(self, entry: Entry, why: Failure) -> None:
+        """A higher epoch was fenced. The entry stays until `forget`: its sessions are to be ended first."""
+        entry.dropped = True
+        entry.doom = entry.doom or why
+        entry.waiting.clear()
+
+    def forget(self, entry: Entry) -> None:
+        """No session works on a dropped branch any more."""
+        if self.entries.get(entry.gtrid) is entry:
+            del self.entries[entry.gtrid]
+
     def remember(self, gtrid: str, ended: Ended) -> None:
         """Keep how a branch ended, and forget the oldest beyond the bound."""
         self.ended[gtrid] = ended
@@ -269,7 +304,7 @@ class Registry:
         return [e for e in self.entries.values() if e.coordinator_id == coordinator_id and e.epoch < epoch]
 
     def overdue(self, now: float) -> list[Entry]:
-        """ACTIVE branches past their deadline that nothing runs on."""
+        """ACTIVE branches past their deadline."""
         return [
             entry
             for entry in self.entries.values()
@@ -282,7 +317,11 @@ def _doomed(why: Failure) -> Failure:
 
 
 def _answer_ended(ended: Ended, command: Command) -> Action | None:
-    """The answer about a branch that ended, or None where the server has to be asked."""
+    """The answer about a branch that ended, or None where the server has to be asked.
+
+    A rollback always goes to the server: the coordinator repeats it when a scan lists the branch all the
+    same (MariaDB may lose an acknowledged rollback in a crash), and then memory is what is wrong.
+    """
     why = ended.failure or _ROLLED_BACK
     if isinstance(command, Execute):
         if ended.how is EndedAs.ROLLED_BACK:
@@ -292,8 +331,6 @@ def _answer_ended(ended: Ended, command: Command) -> Action | None:
         if ended.how is EndedAs.READ_ONLY:
             return Answer(Voted(Vote.READ_ONLY, SessionUse.CLOSE))
         return Answer(Voted(Vote.ROLLBACK, SessionUse.CLOSE, why))
-    if isinstance(command, Rollback) and ended.how is not EndedAs.COMMITTED:
-        return Answer(Finished(State.ROLLED_BACK, SessionUse.CLOSE))
     if isinstance(command, Commit | Run) and ended.how is not EndedAs.ROLLED_BACK:
         return Answer(Finished(State.COMMITTED, SessionUse.CLOSE))
     if isinstance(command, Run) or (isinstance(command, Commit) and command.one_phase):
@@ -313,13 +350,14 @@ def _settled(entry: Entry, command: Command) -> Voted | Finished | None:
             if command.one_phase:
                 return Finished(State.RETRY, SessionUse.CLOSE, why)
             return Voted(Vote.ROLLBACK, SessionUse.CLOSE, why)
-        if entry.doom is not None or entry.state is not BranchState.ACTIVE:
+        if entry.state is not BranchState.ACTIVE:
             return Voted(Vote.ROLLBACK, SessionUse.CLOSE, entry.doom or _ROLLED_BACK)
-    if isinstance(command, Commit) and not prepared and not command.one_phase:
+    unknown = entry.state is BranchState.NON_EXISTENT  # it stays because of a session that has not ended
+    if isinstance(command, Commit) and not (prepared or unknown or command.one_phase):
         why = Failure(
             Reason.INVALID_REQUEST, f"commit of a branch that is {entry.state.value}; prepare it first"
         )
         return Finished(State.RETRY, SessionUse.CLOSE, why)
-    if isinstance(command, Commit) and command.one_phase and entry.doom is not None:
+    if isinstance(command, Commit) and entry.state is BranchState.ROLLBACK_ONLY:
         return Finished(State.RETRY, SessionUse.CLOSE, entry.doom)
     return None

@@ -16,7 +16,7 @@ Unequal may be a temporary table of a GROUP BY: then it counts as written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from dtp import Reason, Vote, format_bqual
@@ -26,6 +26,7 @@ from .errors import Failure, Meaning, failure, meaning, statement_failure
 from .finish import Branch, Finished, SessionUse, State, commit_one_phase, rollback
 from .sessions import Session, end_session
 
+_CHARSET_SQL = "SET NAMES utf8mb4"
 _WRITES_SQL = (
     "SHOW SESSION STATUS WHERE Variable_name IN ('Handler_write', 'Handler_update', 'Handler_delete')"
 )
@@ -38,6 +39,7 @@ class Statement:
     Attributes:
         plain_read: it begins like a query, so it wrote only if a function did.
         expect_rows, min_rows: how many rows it must affect or return, None for any.
+        calls: it calls a procedure.
     """
 
     sql: str
@@ -45,6 +47,7 @@ class Statement:
     plain_read: bool = False
     expect_rows: int | None = None
     min_rows: int | None = None
+    calls: bool = False
 
 
 @dataclass(slots=True)
@@ -57,6 +60,7 @@ class Work:
         read_only: the client promised it; the server enforces it.
         writes_before: the session's write counters at the start, None where they were not asked.
         maybe_wrote: a statement that is no plain read ran.
+        called: a procedure ran, which may have changed any setting of the session: nobody else may have it.
     """
 
     branch: Branch
@@ -64,6 +68,7 @@ class Work:
     read_only: bool
     writes_before: int | None = None
     maybe_wrote: bool = False
+    called: bool = False
 
 
 class Fate(Enum):
@@ -128,6 +133,11 @@ def execute(work: Work, statements: tuple[Statement, ...]) -> Procedure[Worked]:
     for index, statement in enumerate(statements):
         answer = yield Query(statement.sql, statement.parameters, Verb.STATEMENT)
         work.maybe_wrote = work.maybe_wrote or not statement.plain_read
+        if statement.calls:
+            work.called = True
+            # Parameters are escaped for this charset, so the next statement must not meet another one.
+            restored = yield Query(_CHARSET_SQL)
+            answer = restored if isinstance(answer, Ok) and not isinstance(restored, Ok) else answer
         if not isinstance(answer, Ok):
             fate = Fate.LOST if isinstance(answer, Lost | TooLarge) else Fate.DOOMED
             return Worked(fate, failure=statement_failure(answer, index))
@@ -248,8 +258,5 @@ def end_and_commit(work: Work, participants: tuple[int, ...]) -> Procedure[Finis
     if unended is not None:
         voted = yield from vote_rollback(work, unended)
         return Finished(State.ROLLED_BACK, voted.use, unended)
-    branch = work.branch
-    finished = yield from commit_one_phase(
-        Branch(branch.engine, branch.xid, branch.evidence, write_less=not wrote), work.session
-    )
-    return finished
+    work.branch = replace(work.branch, write_less=not wrote)
+    return (yield from commit_one_phase(work.branch, work.session))

@@ -8,6 +8,7 @@ from coordinator.core.settings import Settings
 from coordinator.core.states import State
 from coordinator.core.transaction import Transaction
 from dtp import Decision, Gtrid
+from tests.coordinator.transactions import begin, decide, deliver, make_durable, world_that_is_up
 from tests.core.world import World
 
 SETTINGS = Settings("test", keep_ended=60.0, keep_ended_count=2, keep_keys=100.0, keep_keys_count=2)
@@ -62,18 +63,68 @@ def test_the_purge_mark_is_the_lowest_that_was_open_a_while_ago() -> None:
     assert memory.purge_mark == "mark059"
 
 
-def test_an_open_transaction_holds_the_purge_mark() -> None:
-    world = World()
-    world.feed(BeginRequested(world.new_ticket(""), 300.0, 0, True))
-    (first,) = world.core.open
-    for _ in range(400):
+def pass_time(world: World, seconds: float) -> None:
+    """Time passes, and every minute somebody begins a transaction and rolls it back."""
+    for step in range(int(seconds / 10.0)):
         world.now += 10.0
         world.feed(TimePassed())
-        if not world.core.open:
-            world.feed(BeginRequested(world.new_ticket(""), 300.0, 0, True))
-    assert first < world.core.purge_mark <= min(world.core.open)
+        if step % 6 == 0:
+            found = begin(world, ())
+            world.feed(RollbackRequested(world.new_ticket(found.gtrid), found.gtrid))
+
+
+def blocked_commit(world: World) -> Transaction:
+    """Decided to commit, durably; p1 has, and p2 is away."""
+    found = begin(world)
+    decide(world, found)
+    world.lose(world.servers["p2"], executed=0)
+    make_durable(world)
+    deliver(world, "p1")
+    return found
+
+
+def test_a_blocked_commit_holds_the_purge_mark() -> None:
+    world = world_that_is_up()
+    pass_time(world, 600.0)
+    found = blocked_commit(world)
+    pass_time(world, 2 * SETTINGS.witness_retention)
+    assert found.state is State.COMMITTING
+    assert world.core.purge_mark == found.gtrid, "the rows of what is in doubt are the proof, and stay"
+    world.connect(world.servers["p2"])
+    world._deliver_all()
+    assert found.state is State.COMMITTED
+    pass_time(world, SETTINGS.witness_retention - 60.0)
+    assert world.core.purge_mark == found.gtrid, "it has to be over for as long as rows are kept"
+    pass_time(world, 120.0)
+    assert world.core.purge_mark > found.gtrid
+
+
+def test_a_blocked_commit_of_an_older_epoch_holds_the_purge_mark() -> None:
+    world = world_that_is_up()
+    found = blocked_commit(world)
+    world.crash(surviving=0)
+    for name in ("p1", "p3"):
+        world.connect(world.servers[name])
+    while world.fences:
+        world.answer_fence(0)
+    while world.scans:
+        world.answer_scan(0)
+    pass_time(world, 2 * SETTINGS.witness_retention)
+    recovered = world.core.open[found.gtrid]
+    assert recovered.state is State.COMMITTING
+    assert world.core.purge_mark == found.gtrid
+    world.connect(world.servers["p2"])
+    world._deliver_all()
+    assert recovered.state is State.COMMITTED
+    pass_time(world, SETTINGS.witness_retention + 60.0)
+    assert Gtrid.parse(world.core.purge_mark).epoch == 2
+
+
+def test_ids_that_this_log_can_have_given() -> None:
+    world = World()
+    world.feed(BeginRequested(world.new_ticket(""), 300.0, 0, True))
     (last,) = world.core.open
-    world.feed(RollbackRequested(world.new_ticket(last), last))
     assert world.core.knows_id(Gtrid.parse(last))
+    assert not world.core.knows_id(Gtrid("test", 1, Gtrid.parse(last).sequence + (1 << 16)))
     assert not world.core.knows_id(Gtrid("test", 2, 1))
     assert not world.core.knows_id(Gtrid("othr", 1, 1 << 16))

@@ -12,11 +12,14 @@ from collections.abc import Callable
 
 import pytest
 
+from coordinator.core import inputs
 from coordinator.core.inputs import WaitFor
 from coordinator.core.states import State
+from coordinator.core.transaction import Transaction
 from dtp import Decision, Outcome, Vote
+from tests.coordinator.transactions import begin, decide, deliver, make_durable, world_that_is_up
 from tests.core.test_ring import Ring
-from tests.core.world import NAMES
+from tests.core.world import NAMES, World
 
 STEPS = 120
 SEEDS = range(600)
@@ -144,3 +147,44 @@ def test_walks_come_everywhere() -> None:
     killed = {f"killed in {s.value}" for s in State if s not in (State.COMMITTED, State.ROLLED_BACK)}
     assert killed | {"killed before the decision was durable"} <= set(seen)
     assert seen["HEURISTIC"]
+
+
+def half_undone(world: World) -> Transaction:
+    """Decided to commit; p1 has committed, and p2 was rolled back by an operator while it was away."""
+    found = begin(world)
+    decide(world, found)
+    world.lose(world.servers["p2"], executed=0)
+    make_durable(world)
+    deliver(world, "p1")
+    world.servers["p2"].interfere(found.gtrid, "rolled_back")
+    world.interfered.add(found.gtrid)
+    return found
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_mixed_outcome_stays_mixed_after_a_checkpoint_and_a_restart(at_once: bool) -> None:
+    world = world_that_is_up()
+    gtrid = half_undone(world).gtrid
+    world.rotate(at_once=at_once)
+    make_durable(world)
+    world.crash(surviving=0)
+    world.settle()
+    assert world.core.open[gtrid].outcome is Outcome.HEURISTIC_MIXED
+    world.check_final()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_was_forgotten_does_not_come_back(at_once: bool) -> None:
+    """The checkpoint is taken while FORGET is on its way to the disk."""
+    world = world_that_is_up()
+    gtrid = half_undone(world).gtrid
+    world.connect(world.servers["p2"])
+    world._deliver_all()
+    assert world.core.open[gtrid].state is State.HEURISTIC
+    world.feed(inputs.ForgetRequested(world.new_ticket(gtrid), gtrid))
+    world.rotate(at_once=at_once)
+    make_durable(world)
+    assert world.forgotten == {gtrid}, "the operator was told so"
+    world.crash(surviving=0)
+    world.settle()
+    assert gtrid not in world.core.open

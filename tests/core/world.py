@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from coordinator.codec import decode_all, encode
 from coordinator.core import effects, inputs
@@ -26,13 +27,22 @@ NAMES = ("p1", "p2", "p3")
 SETTINGS = Settings(ID, default_timeout=10.0, max_transactions=12, max_branches=2, keep_ended_count=3)
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """The live state, in the log behind the records that it stands for; once durable it replaces them."""
+
+    records: list[Record]
+
+
 class World:
     """One coordinator after the other, over the same servers and the same log."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
         self.servers = {name: Server(name, number) for number, name in enumerate(NAMES, 1)}
-        self.log: list[Record] = [ParticipantRecord(s.name, s.number) for s in self.servers.values()]
+        self.log: list[Record | Checkpoint] = [
+            ParticipantRecord(s.name, s.number) for s in self.servers.values()
+        ]
         self.durable = len(self.log)
         self.epoch = 0
         self.ticket = 0
@@ -43,22 +53,38 @@ class World:
         self.key = ""  # of the request at hand
         self.interfered: set[str] = set()
         self.heuristic: set[str] = set()
+        self.told_at_last: dict[str, set[Outcome]] = defaultdict(set)
+        self.numbers: dict[str, set[int]] = defaultdict(set)  # of the participants of a transaction
+        self.unlogged: set[str] = set()  # open at a crash that left no record of them
+        self.forgotten: set[str] = set()  # and the operator was told so
+        self.rotations = 0
         self.start()
 
     def start(self) -> None:
         """A process begins with what is in the log."""
         self.epoch += 1
         self.log.append(EpochRecord(ID, self.epoch, 7 * self.epoch, self.now))
+        self.durable = len(self.log)
         self.forced: deque[tuple[int, int]] = deque()
         self.states: dict[str, State] = {}
         self.begun: set[str] = set()
         self.fences: list[effects.Fence] = []
         self.scans: list[tuple[effects.Scan, float, tuple[Xid, ...] | None]] = []
         self.waiting.clear()
-        replayed = self.replayed(self.log)
+        replayed = self.replayed(self.records())
         self.core = Coordinator(SETTINGS, self.epoch, replayed, NAMES, self.now)
         self.states = {gtrid: t.state for gtrid, t in self.core.open.items()}
-        self.rotate()
+        self.rotate(at_once=True)
+
+    def records(self, count: int | None = None) -> list[Record]:
+        """What a start would read of the first `count` items of the log."""
+        found: list[Record] = []
+        for item in self.log[:count]:
+            if isinstance(item, Checkpoint):
+                found = list(item.records)
+            else:
+                found.append(item)
+        return found
 
     @staticmethod
     def replayed(records: Iterable[Record]) -> Replayed:
@@ -67,29 +93,55 @@ class World:
 
     def crash(self, surviving: int) -> None:
         """The process dies; `surviving` records beyond the durable ones happen to be on disk."""
-        del self.log[self.durable + surviving :]
+        left: list[Record] = self.records(self.durable + surviving)
+        logged = {str(r.id) for r in left if not isinstance(r, (EpochRecord, ParticipantRecord))}
+        self.unlogged |= set(self.core.open) - logged
+        self.log = list(left)
         for server in self.servers.values():
             server.crash()
         self.start()
 
-    def rotate(self) -> None:
-        """The log begins anew with a checkpoint; the same transactions must come out of it."""
+    def rotate(self, at_once: bool | None = None) -> None:
+        """The log begins anew with a checkpoint; the same transactions must come out of it.
+
+        Where it is not durable at once, it waits behind the records before it, as in the real log.
+        Every other one does, where nothing is asked for.
+        """
+        self.rotations += 1
+        if at_once is None:
+            at_once = self.rotations % 2 == 0
         checkpoint = self.core.checkpoint()
-        before, after = self.replayed(self.log), self.replayed(checkpoint)
-        ours = {
-            g: t.decision
-            for g, t in self.core.open.items()
-            if t.decision and not t.one_phase and not t.forgotten
-        }
-        for gtrid, decision in ours.items():
-            if decision is Decision.COMMIT:
-                assert after.transactions[gtrid].decision is Decision.COMMIT, gtrid
+        self._check_checkpoint(self.replayed(self.records()), self.replayed(checkpoint))
+        if at_once:
+            self.log = list(checkpoint)
+            self.durable = len(self.log)
+            self.forced = deque((number, len(self.log)) for number, _ in self.forced)
+        elif not any(isinstance(item, Checkpoint) for item in self.log):  # one at a time
+            self.log.append(Checkpoint(checkpoint))
+
+    def _check_checkpoint(self, before: Replayed, after: Replayed) -> None:
+        for gtrid, transaction in self.core.open.items():
+            if transaction.decision is not Decision.COMMIT or transaction.one_phase or transaction.forgotten:
+                continue
+            assert after.transactions[gtrid].decision is Decision.COMMIT, gtrid
+            assert after.transactions[gtrid].participants == before.transactions[gtrid].participants, gtrid
         assert before.numbers == after.numbers
         assert before.nonces == after.nonces
         assert set(after.transactions) <= set(self.core.open)
-        self.log = checkpoint
-        self.durable = len(self.log)
-        self.forced = deque((number, len(self.log)) for number, _ in self.forced)
+        assert not self.forgotten & set(after.transactions), "a checkpoint brings back what was forgotten"
+        for gtrid, found in after.transactions.items():
+            if gtrid in before.transactions:
+                assert found.heuristic == before.transactions[gtrid].heuristic, gtrid
+
+    def _settle_checkpoint(self) -> None:
+        """A durable checkpoint takes the place of what was before it."""
+        for index, item in enumerate(self.log[: self.durable]):
+            if isinstance(item, Checkpoint):
+                shift = len(item.records) - index - 1
+                self.log = [*item.records, *self.log[index + 1 :]]
+                self.durable += shift
+                self.forced = deque((number, position + shift) for number, position in self.forced)
+                return
 
     def flush(self, count: int) -> None:
         """The next `count` forced records are durable, and all that was appended before them."""
@@ -99,6 +151,7 @@ class World:
             self.durable = max(self.durable, position)
         if not self.forced:
             self.durable = len(self.log)
+        self._settle_checkpoint()
         if number:
             self.feed(inputs.RecordsDurable(number))
 
@@ -109,6 +162,7 @@ class World:
             self._perform(effect)
         assert self.core.next_wakeup is None or self.core.next_wakeup > self.now
         assert set(self.core._context.keys.values()) <= set(self.core.open), "keys of what has ended"
+        assert not self.forgotten & set(self.core.open), "forgotten, and there again"
         return found
 
     def new_ticket(self, gtrid: str) -> int:
@@ -139,7 +193,8 @@ class World:
 
     def decided_to_commit(self, gtrid: str) -> bool:
         """The log has, durably, a COMMIT record."""
-        return any(isinstance(r, CommitRecord) and str(r.id) == gtrid for r in self.log[: self.durable])
+        records = self.records(self.durable)
+        return any(isinstance(r, CommitRecord) and str(r.id) == gtrid for r in records)
 
     def _sent(self, effect: effects.Send) -> None:
         server, command = self.servers[effect.participant], effect.command
@@ -150,6 +205,8 @@ class World:
             assert effect.gtrid.startswith(f"k1{ID}"), effect
             kinds = self.commands[effect.gtrid]
             kinds.add(type(command))
+            if isinstance(command, (effects.Run, effects.Prepare)):
+                self.numbers[effect.gtrid] |= set(command.participants)
             assert not {effects.Commit, effects.Rollback} <= kinds, f"both ends sent: {effect.gtrid}"
             if command == effects.Commit():
                 assert self.decided_to_commit(effect.gtrid), effect
@@ -160,14 +217,19 @@ class World:
         match effect.answer:
             case effects.Begun(already_committed=False, gtrid=gtrid):
                 assert gtrid in self.core.open
-            case effects.Decided(gtrid=gtrid, outcome=outcome):
+            case effects.Decided(gtrid=gtrid, outcome=outcome, completed=completed):
                 assert asked in ("", gtrid)
                 assert outcome is not Outcome.UNKNOWN
                 self.told[gtrid].add(outcome)
+                if completed:
+                    self.told_at_last[gtrid].add(outcome)
                 if outcome is Outcome.COMMITTED:
                     self._told_committed(gtrid)
             case effects.Accepted(gtrid=gtrid) if gtrid not in self.core.open:
-                self.states.pop(gtrid, None)  # forgotten
+                self.states.pop(gtrid, None)
+                ended = self.core.ended.get(gtrid)
+                if ended is not None and ended.state is State.HEURISTIC:
+                    self.forgotten.add(gtrid)
             case effects.Refused(reason=reason):
                 assert reason not in INDEFINITE or reason is Reason.OUTCOME_UNKNOWN
 
@@ -187,7 +249,10 @@ class World:
             self.key_of[gtrid] = self.key
         elif gtrid in self.states:
             assert effect.before is self.states[gtrid]
-            assert effect.before not in ENDS, f"{gtrid} left an end"
+            assert effect.before not in ENDS or effect.before is effect.state, f"{gtrid} left an end"
+        if effect.before is effect.state:  # what was forced is durable, and may be told
+            assert effect.state is State.HEURISTIC or self.decided_to_commit(gtrid), gtrid
+            return
         if effect.before is not None:
             assert effect.state in TRANSITIONS[effect.before].values()
         if effect.state in (State.COMMITTED, State.ROLLED_BACK):
@@ -199,6 +264,8 @@ class World:
 
     def settle(self) -> None:
         """All participants are up, everything arrives, everything is durable, time passes."""
+        if self.core._context.log_lost:  # people have looked into it; only a restart ends that
+            self.crash(surviving=0)
         for server in self.servers.values():
             if self.core.participants[server.name].state.value == "HOLD":
                 self.lose(server, executed=0)
@@ -286,8 +353,8 @@ class World:
         if "committed" not in states:
             states.discard("active")  # an agent ends it, when its session does
         if gtrid in self.interfered:
-            if len(states) > 1 and self.core.epoch == 1:
-                assert gtrid in self.heuristic, f"{gtrid}: {states}, and nobody was told"
+            if gtrid not in self.unlogged:  # of those no restart can know who took part
+                self._check_interfered(gtrid, states)
             return
         assert gtrid not in self.heuristic, gtrid
         assert len(states) <= 1, f"{gtrid} is not atomic: {states}"
@@ -297,3 +364,24 @@ class World:
             assert states <= {"committed"}, f"{gtrid} told COMMITTED: {states}"
         if Outcome.ROLLED_BACK in self.told[gtrid]:
             assert "committed" not in states, f"{gtrid} told ROLLED_BACK"
+
+    def _check_interfered(self, gtrid: str, states: set[str]) -> None:
+        """Others ended a branch: what was told at last, and what is listed, is what the servers say."""
+        if len(states) > 1:
+            assert gtrid in self.heuristic, f"{gtrid}: {states}, and nobody was told"
+        listed = self.core.open.get(gtrid)
+        told = self.told_at_last[gtrid] | ({listed.outcome} if listed is not None else set())
+        parts = {s.number: s.branches.get(gtrid) for s in self.servers.values() if gtrid in s.worked}
+        # A branch that changed nothing, or never came to work, may count as either.
+        undone = any(parts.get(number) != "committed" for number in {*parts, *self.numbers[gtrid]})
+        truth = {
+            Outcome.COMMITTED: states <= {"committed"},
+            Outcome.HEURISTIC_COMMIT: states == {"committed"},
+            Outcome.HEURISTIC_MIXED: "committed" in states and undone,
+            Outcome.ROLLED_BACK: "committed" not in states,
+            Outcome.HEURISTIC_ROLLBACK: "committed" not in states,
+        }
+        for outcome in told:
+            assert truth[outcome], f"{gtrid} told {outcome.value}: {parts}"
+        if len(states) > 1:
+            assert told <= {Outcome.HEURISTIC_MIXED}, f"{gtrid} told {told}: {parts}"

@@ -193,6 +193,8 @@ class Offline:
             transaction(),
         ]
         self.error: Exception | None = None
+        self.data_dir = "/srv/log"
+        self.agents = {"orders": "127.0.0.1:7430", "stock": "127.0.0.1:7440"}
 
     def list(self, directory: Path) -> list[coordinator_pb2.Transaction]:
         self.asked.append(directory)
@@ -212,7 +214,8 @@ class Offline:
         if path.name != "coordinator.toml":
             raise ConfigError(f"cannot read {path}: No such file or directory; give a readable file")
         return SimpleNamespace(
-            coordinator=SimpleNamespace(data_dir="/srv/log"), participants={"orders": None, "stock": None}
+            coordinator=SimpleNamespace(data_dir=self.data_dir),
+            participants={name: SimpleNamespace(agent=agent) for name, agent in self.agents.items()},
         )
 
 
@@ -234,12 +237,12 @@ def test_list_offline_selects_as_the_coordinator_would(coordctl: Coordctl, offli
         assert result.code == 0, result.err
         return [row["gtrid"] for row in json.loads(result.out)["transactions"]]
 
-    assert listed() == [GTRID, OTHER]
+    assert listed() == [OTHER, GTRID]  # the newest first
     assert listed("--in-doubt") == [GTRID]
     assert listed("--state", "COMMITTED") == [OTHER]
-    assert listed("--older-than", "245s") == [GTRID, OTHER]
+    assert listed("--older-than", "245s") == [OTHER, GTRID]
     assert listed("--older-than", "246s") == []
-    assert listed("--limit", "1") == [GTRID]
+    assert listed("--limit", "1") == [OTHER]
     assert set(offline.asked) == {Path("/d")}
     assert coordctl.fake.requests == []
 
@@ -315,7 +318,7 @@ def test_errors_of_the_log_end_with_their_own_exit_code(coordctl: Coordctl, offl
 def test_config_check(coordctl: Coordctl, offline: Offline) -> None:
     assert coordctl("config", "check", "coordinator.toml").out == "coordinator.toml: valid\n"
     document = json.loads(coordctl("config", "check", "coordinator.toml", "-o", "json").out)
-    assert document == {"file": "coordinator.toml", "valid": True}
+    assert document == {"file": "coordinator.toml", "valid": True, "warnings": []}
     for command in (["config", "check", "no.toml"], ["recover", "--offline", "--config", "coordinator.toml"]):
         if command[0] == "recover":
             from shell.config import ConfigError
@@ -328,3 +331,16 @@ def test_config_check(coordctl: Coordctl, offline: Offline) -> None:
         assert result.err == (
             "coordctl: CONFIGURATION: cannot read no.toml: No such file or directory; give a readable file\n"
         )
+
+
+def test_config_check_warns_of_likely_mistakes(coordctl: Coordctl, offline: Offline) -> None:
+    offline.data_dir = "var/log"
+    offline.agents = {"orders": "h:7430", "stock": "h:7430", "other": "h:7440"}
+    result = coordctl("config", "check", "coordinator.toml")
+    assert (result.code, result.err) == (0, "")
+    valid, address, relative = result.out.splitlines()
+    assert valid == "coordinator.toml: valid"
+    assert address.startswith("! participants orders, stock have one agent address, h:7430: ")
+    assert relative.startswith("! coordinator.data_dir 'var/log' is relative: ")
+    document = json.loads(coordctl("config", "check", "coordinator.toml", "-o", "json").out)
+    assert [f"! {warning}" for warning in document["warnings"]] == [address, relative]

@@ -26,6 +26,8 @@ from dtp import Reason, XacoordError
 from dtp.errors import STATUS
 from tests.ctl.conftest import Coordctl, Fake
 from tests.ctl.messages import GTRID, participant, transaction
+from tests.wal.owner import Owner
+from wal import Options, SystemFiles
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "coordinator.ctl.main"]
@@ -302,15 +304,39 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"coordctl {VERSION}\n"
 
 
-def test_wal_is_wired_in_with_the_coordinators_words(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from coordinator import offline
-    from coordinator.ctl import records
-    from wal import Entry
+def written_log(directory: Path, key: str) -> Path:
+    """A closed log of coordinator a0b1: its EPOCH record and a COMMIT record of GTRID."""
+    from coordinator.codec import Kind
+    from coordinator.v1 import record_pb2
+    from dtp import Gtrid
 
-    monkeypatch.setattr(offline, "describe", lambda entry: {"record": "COMMIT", "kind": entry.kind})
-    assert records.describe(Entry(4, 3, 7, b"")) == {"record": "COMMIT", "kind": 4}
+    id_ = Gtrid.parse(GTRID)
+    owner = Owner(SystemFiles(), directory, Options(segment_bytes=16384, allow_unsafe_filesystem=True))
+    owner.begin()
+    epoch = record_pb2.EpochRecord(coordinator_id="a0b1").SerializeToString()
+    commit = record_pb2.CommitRecord(participants=[1, 2], idempotency_key=key).SerializeToString()
+    owner.log.append(Kind.EPOCH, id_.epoch, 0, epoch)
+    owner.log.append(Kind.COMMIT, id_.epoch, id_.sequence, commit)
+    owner.drain()
+    owner.log.close()
+    return directory
+
+
+def test_wal_dump_names_transactions(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    log = str(written_log(tmp_path / "log", "order:\x1b[2J"))
+    assert main.run(["wal", "dump", log]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.split()[1] == GTRID
+    assert "record=COMMIT" in line
+    assert "order:\\x1b[2J" in line
+    lsn = line.split()[0]
+    # The coordinator's id stands in a record that is not shown here.
+    assert main.run(["wal", "dump", log, "-o", "json", "--from-lsn", lsn]) == 0
+    (row,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (row["gtrid"], row["record"]) == (GTRID, "COMMIT")
+
+
+def test_no_log_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main.run(["wal", "verify", str(tmp_path / "none")]) == 65
     assert capsys.readouterr().err.count("\n") == 1
 

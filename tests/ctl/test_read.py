@@ -62,6 +62,73 @@ def test_status_says_that_the_health_service_disagrees(coordctl: Coordctl) -> No
     assert "! the coordinator is not ready: its health is NOT_SERVING" in result.out
 
 
+def heuristic(gtrid: str, **changes: object) -> coordinator_pb2.Transaction:
+    return transaction(
+        gtrid,
+        state=coordinator_pb2.STATE_HEURISTIC,
+        outcome=coordinator_pb2.OUTCOME_HEURISTIC_MIXED,
+        in_doubt=False,
+        blocked=False,
+        **changes,
+    )
+
+
+def test_an_open_heuristic_outcome_needs_attention_until_it_is_forgotten(coordctl: Coordctl) -> None:
+    rows = [heuristic(OTHER, forgotten=True), heuristic(GTRID)]
+    coordctl.fake.answers["List"] = coordinator_pb2.ListResponse(transactions=rows)
+    result = coordctl("status", "--check")
+    assert result.code == 4
+    (line,) = [line for line in result.out.splitlines() if line.startswith("!")]
+    assert line == f"! heuristic outcome HEURISTIC_MIXED: {GTRID} (coordctl show {GTRID})"
+    assert "4 active, 0 blocked, 1 heuristic\n" in result.out
+    request = coordctl.fake.of("List")[0]
+    assert list(request.states) == [coordinator_pb2.STATE_HEURISTIC]
+    document = json.loads(coordctl("status", "-o", "json").out)
+    assert document["heuristic_transactions"] == 1
+    assert document["heuristic"] == [{"gtrid": GTRID, "outcome": "HEURISTIC_MIXED"}]
+
+    coordctl.fake.answers["List"] = coordinator_pb2.ListResponse(transactions=rows[:1])
+    result = coordctl("status", "--check")
+    assert (result.code, "nothing needs attention" in result.out) == (0, True)
+
+
+def test_many_heuristic_outcomes_do_not_hide_the_rest(coordctl: Coordctl) -> None:
+    rows = [heuristic(f"k1a0b10003{number:010}") for number in range(12)]
+    coordctl.fake.answers["List"] = coordinator_pb2.ListResponse(transactions=rows)
+    coordctl.fake.answers["LogStatus"] = log_status(blocked_transactions=1)
+    problems = json.loads(coordctl("status", "-o", "json").out)["problems"]
+    assert len(problems) == 12
+    assert problems[10] == "2 more heuristic outcomes (coordctl list --state HEURISTIC)"
+    assert problems[11].startswith("blocked transactions: 1 ")
+
+
+def test_list_and_show_say_what_is_forgotten(coordctl: Coordctl) -> None:
+    rows = [heuristic(OTHER, forgotten=True), heuristic(GTRID)]
+    coordctl.fake.answers["List"] = coordinator_pb2.ListResponse(transactions=rows)
+    _, forgotten, still_open = coordctl("list").out.splitlines()
+    assert forgotten.split()[4] == "forgotten"
+    assert still_open.split()[4] == "HEURISTIC"
+    listed = json.loads(coordctl("list", "-o", "json").out)["transactions"]
+    assert [row["forgotten"] for row in listed] == [True, False]
+    for row, text in zip(rows, ("forgotten: ", "HEURISTIC: make the databases agree"), strict=True):
+        coordctl.fake.answers["Get"] = coordinator_pb2.GetResponse(transaction=row, evidence="live")
+        assert f"attention  {text}" in coordctl("show", row.gtrid).out
+
+
+def test_list_tells_why_it_was_rolled_back_apart_from_errors(coordctl: Coordctl) -> None:
+    rejection = coordinator_pb2.Rejection(reason="PRESUMED_ABORT", message="no COMMIT record")
+    rows = [transaction(rejection=rejection, branches=[])]
+    coordctl.fake.answers["List"] = coordinator_pb2.ListResponse(transactions=rows)
+    header, row = coordctl("list").out.splitlines()
+    assert header.endswith("ROLLED BACK FOR")
+    assert "LAST ERROR" not in header
+    assert row.endswith("PRESUMED_ABORT")
+
+
+def test_list_help_says_the_newest_first(coordctl: Coordctl) -> None:
+    assert "newest first" in coordctl("list", "--help").out
+
+
 def test_status_sums_up_the_participants(coordctl: Coordctl) -> None:
     coordctl.fake.answers["Participants"] = admin_pb2.ParticipantsResponse(
         participants=[
@@ -195,6 +262,7 @@ def test_show_as_json_has_stable_keys(coordctl: Coordctl) -> None:
             "in_doubt",
             "blocked",
             "recovered",
+            "forgotten",
             "rejection",
             "branches",
             "timeline",
@@ -313,8 +381,16 @@ def test_xid_takes_every_form_in_which_people_meet_an_id(
 
 
 def test_xid_writes_the_sql_of_a_branch(coordctl: Coordctl) -> None:
-    result = coordctl("xid", GTRID, "--number", "46")
-    assert f"46      001a   XA COMMIT X'{HEX}',X'30303161',1\n" in result.out
+    name = f"X'{HEX}',X'30303161',1"
+    lines = coordctl("xid", GTRID, "--number", "46").out.splitlines()
+    assert lines[-2:] == [f"46      001a   XA COMMIT {name}", f"46      001a   XA ROLLBACK {name}"]
+    (warning,) = [number for number, line in enumerate(lines) if line.startswith("WARNING: ")]
+    assert f"`coordctl show {GTRID}` and `coordctl recover --dry-run`" in lines[warning]
+    assert not any("XA " in line for line in lines[:warning])
+    document = json.loads(coordctl("xid", GTRID, "--number", "46", "-o", "json").out)
+    assert document["warning"] == lines[warning]
+    (branch,) = document["branches"]
+    assert (branch["commit_sql"], branch["rollback_sql"]) == (f"XA COMMIT {name}", f"XA ROLLBACK {name}")
 
 
 @pytest.mark.parametrize(

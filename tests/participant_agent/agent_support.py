@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +227,7 @@ class Coordinator:
             "participant": self.agent.participant,
             "number": self.number,
         } | changes
+        fields.setdefault("history", history(int(fields["epoch"])))
         return await self.stub.Fence(pb.FenceRequest(**fields), timeout=20)
 
     async def attach(self) -> None:
@@ -342,15 +343,81 @@ class Coordinator:
         return {xid.gtrid.decode() for xid in scan.prepared if xid.gtrid.startswith(own)}
 
 
+def history(epoch: int, restored_after: int = 1 << 30) -> list[pb.Epoch]:
+    """Epochs up to `epoch` with their nonces; those after `restored_after` were given by a restored log."""
+    return [
+        pb.Epoch(epoch=e, nonce=(1 << 63) + e + (e > restored_after))
+        for e in range(max(1, epoch - 1000), epoch + 1)
+    ]
+
+
 @contextlib.asynccontextmanager
 async def coordinating(agent: AgentProcess, **fields: Any) -> AsyncIterator[Coordinator]:
-    """A coordinator that has fenced and attached."""
+    """A coordinator that has fenced and attached. Where the body fails, its sessions are ended."""
     coordinator = Coordinator(agent, **fields)
     try:
         await coordinator.fence()
         await coordinator.attach()
         yield coordinator
+    except BaseException:
+        # What a failed test leaves must not hold locks that the next one waits for.
+        with contextlib.suppress(grpc.RpcError):
+            await coordinator.fence(epoch=coordinator.epoch + 1)
+        raise
     finally:
         if coordinator._call is not None:
             await coordinator.detach()
         await coordinator.channel.close()
+
+
+# --- The shop ---
+
+COMMITTED = pb.FINISHED_STATE_COMMITTED
+ROLLED_BACK = pb.FINISHED_STATE_ROLLED_BACK
+RETRY = pb.FINISHED_STATE_RETRY
+
+
+def v(shop: PrivateServer, key: int) -> int:
+    return int(shop.sql("SELECT v FROM shop.a WHERE id = %s", (key,))[0][0])
+
+
+def witnesses(shop: PrivateServer, gtrid: str) -> int:
+    return int(shop.sql("SELECT COUNT(*) FROM xacoord.witness WHERE gtrid = %s", (gtrid,))[0][0])
+
+
+def bump(key: int) -> Any:
+    return statement("UPDATE a SET v = v + 1 WHERE id = %s", key, expect=1)
+
+
+@contextlib.contextmanager
+def read_lock(shop: PrivateServer) -> Iterator[Any]:
+    """FLUSH TABLES WITH READ LOCK: nothing commits or prepares."""
+    connection = shop.root_connect()
+    cursor = connection.cursor()
+    cursor.execute("FLUSH TABLES WITH READ LOCK")
+    try:
+        yield lambda: cursor.execute("UNLOCK TABLES")
+    finally:
+        connection.close()
+
+
+def xid(gtrid: str, number: int = 7) -> str:
+    return f"X'{gtrid.encode().hex()}',X'{f'{number:04d}'.encode().hex()}',1"
+
+
+def sessions_of(shop: PrivateServer, agent: AgentProcess) -> list[tuple[int]]:
+    """Connections that hold one of the agent's slots."""
+    slots = ", ".join(f"IS_USED_LOCK('xacoord.{agent.participant}.{n}')" for n in range(90))
+    return [(connection,) for connection in shop.sql(f"SELECT {slots}")[0] if connection]
+
+
+async def waits_for_a_lock(shop: PrivateServer, seconds: float = 10) -> None:
+    """Until some session of the server waits for a row lock.
+
+    InnoDB shows what it showed before to those who look again within 0.1 s.
+    """
+    deadline = time.monotonic() + seconds
+    await asyncio.sleep(0.15)
+    while not shop.sql("SELECT 1 FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.15)

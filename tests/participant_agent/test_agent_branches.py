@@ -1,10 +1,8 @@
-"""Branches on real servers: what each row of the decision table does, seen from the coordinator."""
+"""The life of a branch on real servers, seen from the coordinator and from clients."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -13,46 +11,20 @@ import pytest
 from deploy.private_servers import PrivateServer
 from participant_agent.v1 import participant_agent_pb2 as pb
 from tests.participant_agent.agent_support import (
+    COMMITTED,
+    RETRY,
+    ROLLED_BACK,
     AgentProcess,
     Coordinator,
+    bump,
     coordinating,
     info,
     reason,
     rows,
     statement,
+    v,
+    witnesses,
 )
-
-COMMITTED = pb.FINISHED_STATE_COMMITTED
-ROLLED_BACK = pb.FINISHED_STATE_ROLLED_BACK
-RETRY = pb.FINISHED_STATE_RETRY
-
-
-def v(shop: PrivateServer, key: int) -> int:
-    return int(shop.sql("SELECT v FROM shop.a WHERE id = %s", (key,))[0][0])
-
-
-def witnesses(shop: PrivateServer, gtrid: str) -> int:
-    return int(shop.sql("SELECT COUNT(*) FROM xacoord.witness WHERE gtrid = %s", (gtrid,))[0][0])
-
-
-def bump(key: int) -> Any:
-    return statement("UPDATE a SET v = v + 1 WHERE id = %s", key, expect=1)
-
-
-@contextlib.contextmanager
-def read_lock(shop: PrivateServer) -> Iterator[Any]:
-    """FLUSH TABLES WITH READ LOCK: nothing commits or prepares."""
-    connection = shop.root_connect()
-    cursor = connection.cursor()
-    cursor.execute("FLUSH TABLES WITH READ LOCK")
-    try:
-        yield lambda: cursor.execute("UNLOCK TABLES")
-    finally:
-        connection.close()
-
-
-def xid(gtrid: str, number: int = 7) -> str:
-    return f"X'{gtrid.encode().hex()}',X'{f'{number:04d}'.encode().hex()}',1"
 
 
 def test_run_prepare_commit_is_idempotent_and_leaves_a_witness(
@@ -231,82 +203,6 @@ def test_read_only_is_enforced_by_the_server(agent: AgentProcess, shop: PrivateS
     asyncio.run(play())
 
 
-def test_deadlock(agent: AgentProcess, shop: PrivateServer) -> None:
-    async def play() -> None:
-        async with coordinating(agent) as c:
-            first, second = c.gtrid(), c.gtrid()
-            await asyncio.gather(c.execute(first, bump(1)), c.execute(second, bump(2)))
-            outcomes = await asyncio.gather(
-                c.execute(first, bump(2)), c.execute(second, bump(1)), return_exceptions=True
-            )
-            failed = [o for o in outcomes if isinstance(o, grpc.RpcError)]
-            assert [reason(error) for error in failed] == ["DEADLOCK"]
-            assert info(failed[0]).metadata["retryable"] == "true"
-            loser, winner = (first, second) if isinstance(outcomes[0], grpc.RpcError) else (second, first)
-            assert (await c.prepare(loser)).failure.reason == "DEADLOCK"
-            assert (await c.prepare(winner)).vote == pb.VOTE_OK
-            assert (await c.rollback(winner)).state == ROLLED_BACK
-
-    asyncio.run(play())
-
-
-def test_lock_wait_and_busy_and_rollback_that_kills(agent: AgentProcess, shop: PrivateServer) -> None:
-    async def play() -> None:
-        async with coordinating(agent) as c:
-            holder = c.gtrid()
-            await c.execute(holder, bump(1))
-            # The deadline comes before the lock wait's own time-out, here, and after it below.
-            late = await c.run(c.gtrid(), bump(1), seconds=0.3)
-            assert (late.vote, late.failure.reason) == (pb.VOTE_ROLLBACK, "DEADLINE_PASSED")
-            voted = await c.run(c.gtrid(), bump(1))
-            assert (voted.failure.reason, voted.failure.errno) == ("LOCK_TIMEOUT", 1205)
-
-            waiting = c.gtrid()
-            call = asyncio.ensure_future(c.execute(waiting, bump(2), bump(1)))
-            await asyncio.sleep(0.2)
-            with pytest.raises(grpc.RpcError) as busy:
-                await c.execute(waiting, bump(3))
-            assert reason(busy.value) == "BRANCH_BUSY"
-            started = asyncio.get_running_loop().time()
-            assert (await c.rollback(waiting)).state == ROLLED_BACK
-            assert asyncio.get_running_loop().time() - started < 0.5
-            with pytest.raises(grpc.RpcError):
-                await call
-            # Its locks are free.
-            free = c.gtrid()
-            assert (await c.run(free, bump(2))).vote == pb.VOTE_OK
-            assert (await c.rollback(free)).state == ROLLED_BACK
-
-            busy_branch = c.gtrid()
-            call = asyncio.ensure_future(c.execute(busy_branch, bump(1)))
-            await asyncio.sleep(0.2)
-            voted = await c.prepare(busy_branch)
-            assert (voted.vote, voted.failure.reason) == (pb.VOTE_ROLLBACK, "BRANCH_BUSY")
-            with pytest.raises(grpc.RpcError):
-                await call
-            assert (await c.rollback(holder)).state == ROLLED_BACK
-
-    asyncio.run(play())
-
-
-def test_cancelled_call_dooms_the_branch(agent: AgentProcess, shop: PrivateServer) -> None:
-    async def play() -> None:
-        async with coordinating(agent) as c:
-            gtrid = c.gtrid()
-            await c.execute(gtrid, bump(5))
-            call = asyncio.ensure_future(c.execute(gtrid, statement("SELECT SLEEP(5)")))
-            await asyncio.sleep(0.2)
-            call.cancel()
-            await asyncio.sleep(0.3)
-            voted = await c.prepare(gtrid)
-            assert voted.vote == pb.VOTE_ROLLBACK
-            probe = c.gtrid()
-            assert (await c.run(probe, bump(5), seconds=0.5)).vote == pb.VOTE_OK
-            await c.rollback(probe)
-
-    asyncio.run(play())
-
-
 def test_ddl_and_temporary_tables_inside_a_branch(agent: AgentProcess, shop: PrivateServer) -> None:
     shop.sql("DROP PROCEDURE IF EXISTS shop.ddl")
     shop.sql("CREATE PROCEDURE shop.ddl() CREATE TABLE shop.made_inside (i INT)")
@@ -324,188 +220,6 @@ def test_ddl_and_temporary_tables_inside_a_branch(agent: AgentProcess, shop: Pri
             else:
                 assert voted.vote == pb.VOTE_OK
             assert (await c.rollback(gtrid)).state == ROLLED_BACK
-
-    asyncio.run(play())
-
-
-def test_duplicate_xid(agent: AgentProcess, shop: PrivateServer) -> None:
-    async def play() -> None:
-        async with coordinating(agent) as c:
-            gtrid = c.gtrid()
-            with contextlib.closing(shop.root_connect()) as other:
-                other.cursor().execute(f"XA START {xid(gtrid)}")
-                voted = await c.run(gtrid, bump(1))
-            assert (voted.vote, voted.failure.errno) == (pb.VOTE_ROLLBACK, 1440)
-
-    asyncio.run(play())
-
-
-def test_witness_under_a_global_read_lock_votes_rollback(agent: AgentProcess, shop: PrivateServer) -> None:
-    async def play() -> None:
-        async with coordinating(agent) as c:
-            gtrid, killed = c.gtrid(), c.gtrid()
-            await c.execute(gtrid, bump(1))
-            await c.execute(killed, bump(2))
-            with read_lock(shop):
-                voting = asyncio.ensure_future(c.prepare(gtrid))
-                other = asyncio.ensure_future(c.prepare(killed))
-                await asyncio.sleep(0.3)
-                # A rollback does not wait behind the lock; the session is killed, no zombie prepares later.
-                assert (await c.rollback(killed)).state == ROLLED_BACK
-                assert (await other).vote == pb.VOTE_ROLLBACK
-                voted = await voting
-            assert (voted.vote, voted.failure.reason, voted.failure.errno) == (
-                pb.VOTE_ROLLBACK,
-                "LOCK_TIMEOUT",
-                1205,
-            )
-            await asyncio.sleep(0.2)
-            assert await c.prepared() == set()
-
-    asyncio.run(play())
-
-
-def test_commit_under_a_global_read_lock_is_retried(agent: AgentProcess, shop: PrivateServer) -> None:
-    async def play() -> None:
-        async with coordinating(agent) as c:
-            before, gtrid = v(shop, 1), c.gtrid()
-            assert (await c.run(gtrid, bump(1))).vote == pb.VOTE_OK
-            with read_lock(shop):
-                refused = await c.commit(gtrid)
-                assert (refused.state, refused.failure.errno) == (RETRY, 1205)
-                assert await c.prepared() == {gtrid}
-            assert (await c.commit(gtrid)).state == COMMITTED
-            assert v(shop, 1) == before + 1
-
-    asyncio.run(play())
-
-
-def test_owner_session_killed_after_prepare(agent: AgentProcess, shop: PrivateServer) -> None:
-    async def play() -> None:
-        async with coordinating(agent) as c:
-            gtrid = c.gtrid()
-            assert (await c.run(gtrid, bump(1))).vote == pb.VOTE_OK
-            for (connection,) in _sessions_of(shop, agent):
-                shop.sql(f"KILL {connection}")
-            await asyncio.sleep(0.1)
-            assert (await c.commit_for_ever(gtrid)).state == COMMITTED
-
-    asyncio.run(play())
-
-
-def _sessions_of(shop: PrivateServer, agent: AgentProcess) -> list[tuple[int]]:
-    """Connections that hold one of the agent's slots."""
-    slots = ", ".join(f"IS_USED_LOCK('xacoord.{agent.participant}.{n}')" for n in range(90))
-    return [(connection,) for connection in shop.sql(f"SELECT {slots}")[0] if connection]
-
-
-def test_session_killed_while_active(agent: AgentProcess, shop: PrivateServer) -> None:
-    async def play() -> None:
-        async with coordinating(agent) as c:
-            gtrid = c.gtrid()
-            await c.execute(gtrid, bump(1))
-            for (connection,) in _sessions_of(shop, agent):
-                shop.sql(f"KILL {connection}")
-            await asyncio.sleep(0.1)
-            with pytest.raises(grpc.RpcError) as lost:
-                await c.execute(gtrid, bump(1))
-            assert reason(lost.value) == "BRANCH_LOST"
-            assert (await c.prepare(gtrid)).vote == pb.VOTE_ROLLBACK
-
-    asyncio.run(play())
-
-
-def test_heuristics_by_a_person(agent: AgentProcess, shop: PrivateServer) -> None:
-    async def play() -> None:
-        async with coordinating(agent) as c:
-            rolled_back, committed = c.gtrid(), c.gtrid()
-            for gtrid, key in ((rolled_back, 1), (committed, 2)):
-                assert (await c.run(gtrid, bump(key))).vote == pb.VOTE_OK
-            for (connection,) in _sessions_of(shop, agent) if shop.engine == "mariadb" else []:
-                shop.sql(f"KILL {connection}")  # MariaDB lets others finish a branch only then
-            await asyncio.sleep(0.1)
-            shop.sql(f"XA ROLLBACK {xid(rolled_back)}")
-            shop.sql(f"XA COMMIT {xid(committed)}")
-            finished = await c.commit(rolled_back)
-            assert (finished.state, finished.failure.errno) == (pb.FINISHED_STATE_HEURISTIC_ROLLBACK, 1397)
-            assert (await c.rollback(committed)).state == pb.FINISHED_STATE_HEURISTIC_COMMIT
-            # Committed by someone else as it was to be: the witness proves it.
-            gtrid = c.gtrid()
-            assert (await c.run(gtrid, bump(3))).vote == pb.VOTE_OK
-            for (connection,) in _sessions_of(shop, agent) if shop.engine == "mariadb" else []:
-                shop.sql(f"KILL {connection}")
-            await asyncio.sleep(0.1)
-            shop.sql(f"XA COMMIT {xid(gtrid)}")
-            assert (await c.commit(gtrid)).state == COMMITTED
-
-    asyncio.run(play())
-
-
-def test_branch_that_another_session_holds_prepared_is_retried(
-    agent: AgentProcess, shop: PrivateServer
-) -> None:
-    """MariaDB says NOTA while the owner is connected; that must not become an outcome."""
-
-    async def play() -> None:
-        async with coordinating(agent) as c:
-            gtrid = c.gtrid()
-            with contextlib.closing(shop.root_connect()) as owner:
-                cursor = owner.cursor()
-                for sql in (f"XA START {xid(gtrid)}", "UPDATE shop.a SET v = v + 1 WHERE id = 4"):
-                    cursor.execute(sql)
-                cursor.execute(f"XA END {xid(gtrid)}")
-                cursor.execute(f"XA PREPARE {xid(gtrid)}")
-                if shop.engine == "mariadb":
-                    assert (await c.commit(gtrid)).state == RETRY
-                    assert (await c.rollback(gtrid)).state == RETRY
-            await asyncio.sleep(0.1)
-            assert (await c.commit(gtrid)).state == COMMITTED
-
-    asyncio.run(play())
-
-
-def test_write_less_branch_without_witness(shop: PrivateServer, new_agent: Any) -> None:
-    """Without witness rows a branch that is gone is a hazard, never an invented outcome."""
-    agent = new_agent(shop, extra="[witness]\nenabled = false\n")
-    agent.start()
-
-    async def play() -> None:
-        async with coordinating(agent) as c:
-            gtrid = c.gtrid()
-            assert (await c.run(gtrid, bump(1))).vote == pb.VOTE_OK
-            assert (await c.commit(gtrid)).state == COMMITTED
-            assert witnesses(shop, gtrid) == 0
-            assert (await c.commit(c.gtrid())).state == pb.FINISHED_STATE_HEURISTIC_HAZARD
-            assert (await c.commit(c.gtrid(), one_phase=True)).state == pb.FINISHED_STATE_HEURISTIC_HAZARD
-            assert (await c.rollback(c.gtrid())).state == ROLLED_BACK
-            assert await c.lookup(gtrid) == [pb.EVIDENCE_STATE_NONE]
-
-    asyncio.run(play())
-
-
-def test_unknown_branches(agent: AgentProcess, shop: PrivateServer) -> None:
-    async def play() -> None:
-        async with coordinating(agent) as c:
-            voted = await c.prepare(c.gtrid())
-            assert (voted.vote, voted.failure.reason) == (pb.VOTE_ROLLBACK, "BRANCH_LOST")
-            assert (await c.rollback(c.gtrid())).state == ROLLED_BACK
-            finished = await c.commit(c.gtrid())
-            assert finished.state == pb.FINISHED_STATE_HEURISTIC_ROLLBACK
-
-    asyncio.run(play())
-
-
-def test_a_late_command_cannot_resurrect_a_branch(agent: AgentProcess, shop: PrivateServer) -> None:
-    async def play() -> None:
-        async with coordinating(agent) as c:
-            gtrid = c.gtrid()
-            assert (await c.rollback(gtrid)).state == ROLLED_BACK
-            assert (await c.run(gtrid, bump(1))).vote == pb.VOTE_ROLLBACK
-            assert (await c.prepare(gtrid)).vote == pb.VOTE_ROLLBACK
-            with pytest.raises(grpc.RpcError) as refused:
-                await c.execute(gtrid, bump(1))
-            assert reason(refused.value) == "BRANCH_DOOMED"
-            assert (await c.run(gtrid, bump(1), one_phase=True)).state == ROLLED_BACK
 
     asyncio.run(play())
 
@@ -533,25 +247,6 @@ def test_enlisting(agent: AgentProcess, shop: PrivateServer) -> None:
             with pytest.raises(grpc.RpcError) as absent:
                 await c.execute(c.gtrid(), bump(1))
             assert reason(absent.value) == "COORDINATOR_UNAVAILABLE"
-
-    asyncio.run(play())
-
-
-def test_deadline_of_an_active_branch(agent: AgentProcess, shop: PrivateServer) -> None:
-    """Rolled back without being told: remaining time and two seconds of grace."""
-
-    async def play() -> None:
-        async with coordinating(agent) as c:
-            c.remaining_milliseconds = 1
-            gtrid, other = c.gtrid(), c.gtrid()
-            await c.execute(gtrid, bump(1))
-            await c.detach()
-            await asyncio.sleep(2.6)
-            await c.attach()
-            c.remaining_milliseconds = 30_000
-            await c.execute(other, bump(1))
-            assert (await c.prepare(gtrid)).failure.reason == "DEADLINE_PASSED"
-            await c.rollback(other)
 
     asyncio.run(play())
 
@@ -589,3 +284,52 @@ def test_many_branches_at_once(agent: AgentProcess, shop: PrivateServer) -> None
         assert shop.sql("SELECT MIN(v), MAX(v) FROM shop.many") == [(3, 3)]
 
     asyncio.run(play())
+
+
+def test_what_a_procedure_changes_in_its_session_ends_with_the_branch(
+    shop: PrivateServer, new_agent: Any
+) -> None:
+    """And the client's parameters are never read in another charset than they are written in."""
+    agent = new_agent(shop, extra="[sessions]\nmax = 1\nwarm = 1\n")
+    agent.start()
+    shop.sql("DROP PROCEDURE IF EXISTS shop.meddles")
+    shop.sql(
+        "CREATE PROCEDURE shop.meddles() BEGIN SET NAMES gbk; SET SESSION innodb_lock_wait_timeout = 40; "
+        "SET SESSION time_zone = '+09:00'; DO GET_LOCK('meddled', 0); SELECT 5; END"
+    )
+    look = (
+        "SELECT %s, @@character_set_client, @@innodb_lock_wait_timeout, @@time_zone, IS_FREE_LOCK('meddled')"
+    )
+
+    async def play() -> None:
+        async with coordinating(agent) as c:
+            gtrid = c.gtrid()
+            results = await c.execute(gtrid, statement("CALL meddles()"), statement(look, "\u20ac' \\"))
+            assert rows(results[0]) == [(5,)]
+            assert rows(results[1])[0][:3] == ("\u20ac' \\", "utf8mb4", 40)
+            assert (await c.prepare(gtrid)).vote == pb.VOTE_OK
+            assert (await c.commit(gtrid)).state == COMMITTED
+            results = await c.execute(c.gtrid(), statement(look, "\u20ac' \\"))
+            assert rows(results[0]) == [("\u20ac' \\", "utf8mb4", 3, "+00:00", 1)]
+
+    asyncio.run(play())
+
+
+def test_literals_are_read_as_the_guard_reads_them(shop: PrivateServer, new_agent: Any) -> None:
+    """Whatever the server's sql_mode becomes while the agent runs."""
+    agent = new_agent(shop)
+    agent.start()
+    (mode,) = shop.sql("SELECT @@GLOBAL.sql_mode")[0]
+
+    async def play() -> None:
+        async with coordinating(agent) as c:
+            gtrid = c.gtrid()
+            results = await c.execute(gtrid, statement('SELECT @@sql_mode, "id" FROM a WHERE id = 1'))
+            assert rows(results[0]) == [(mode, "id")]
+            await c.rollback(gtrid)
+
+    shop.sql("SET GLOBAL sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES'")
+    try:
+        asyncio.run(play())
+    finally:
+        shop.sql("SET GLOBAL sql_mode = %s", (mode,))

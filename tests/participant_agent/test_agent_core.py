@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtp import BranchEvent, BranchState, Reason, Vote, Xid
+from dtp import BranchEvent, BranchState, Reason, Vote, XacoordError, Xid
 from participant_agent.core import finish, work
 from participant_agent.core.effects import (
     Lost,
@@ -25,6 +25,7 @@ from participant_agent.core.effects import (
 from participant_agent.core.engine import Engine
 from participant_agent.core.errors import MEANINGS, Failure
 from participant_agent.core.finish import Branch, Finished, SessionUse, State
+from participant_agent.core.recovery import Fenced, contradiction
 from participant_agent.core.registry import (
     Answer,
     Commit,
@@ -39,10 +40,13 @@ from participant_agent.core.registry import (
     Registry,
     Rollback,
     Run,
+    Settled,
 )
 from participant_agent.core.resolve import Evidence
 from participant_agent.core.sessions import Session, end_session
 from participant_agent.core.work import Statement, Voted, Work
+from participant_agent.fences import read_fence
+from participant_agent.v1 import participant_agent_pb2 as pb
 
 GTRID = "k1test00010000000001"
 XID = Xid.of(GTRID, 7)
@@ -117,7 +121,7 @@ def twins(draw: st.DrawFn) -> Twin:
     )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(twins(), st.booleans(), st.booleans())
 def test_commit_never_invents_an_outcome(twin: Twin, table: bool, write_less: bool) -> None:
     result = twin.perform(finish.commit(branch(twin.engine, table, write_less), SESSION))
@@ -140,7 +144,7 @@ def test_commit_never_invents_an_outcome(twin: Twin, table: bool, write_less: bo
         assert result.use is SessionUse.CLOSE
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(twins(), st.booleans(), st.booleans())
 def test_rollback_never_invents_an_outcome(twin: Twin, table: bool, active: bool) -> None:
     result = twin.perform(finish.rollback(branch(twin.engine, table), SESSION, active))
@@ -158,7 +162,7 @@ def test_rollback_never_invents_an_outcome(twin: Twin, table: bool, active: bool
         assert not isinstance(twin.answers(Verb.ROLLBACK), Lost)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(twins(), st.booleans(), st.booleans())
 def test_one_phase_never_invents_an_outcome(twin: Twin, table: bool, write_less: bool) -> None:
     result = twin.perform(finish.commit_one_phase(branch(twin.engine, table, write_less), SESSION))
@@ -174,7 +178,7 @@ def test_one_phase_never_invents_an_outcome(twin: Twin, table: bool, write_less:
         assert result.state is State.RETRY
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(twins(), st.booleans(), st.booleans(), st.booleans())
 def test_a_vote_ok_means_prepared(twin: Twin, reads: bool, read_only: bool, table: bool) -> None:
     statement = Statement("SELECT 1" if reads else "UPDATE a SET v = 1", plain_read=reads)
@@ -277,7 +281,7 @@ def test_every_command_in_every_state(
     if isinstance(command, Execute):
         assert isinstance(action, Perform | Refuse)
     else:
-        assert isinstance(action, Perform | Queued | Interrupt | Answer)
+        assert isinstance(action, Perform | Queued | Interrupt | Answer | Settled)
     if isinstance(action, Perform):
         assert action.entry.running is command
         assert before is None or running is None
@@ -310,6 +314,24 @@ def test_commands_of_a_branch_keep_their_order() -> None:
     assert second.command == Rollback()
 
 
+def test_a_rollback_of_our_own_is_reported_to_nobody() -> None:
+    registry = Registry()
+    entry = arrive(registry, RUN).entry
+    assert isinstance(arrive(registry, Rollback(own=True)), Interrupt)
+    registry.remember(GTRID, Ended(EndedAs.ROLLED_BACK))
+    assert registry.done(entry) == [Settled()]
+
+
+def test_a_dropped_branch_starts_nothing_more() -> None:
+    registry = Registry()
+    entry = arrive(registry, RUN).entry
+    registry.drop(entry, Failure(Reason.STALE_EPOCH, "x"))
+    entry.waiting.append(Rollback(own=True))
+    registry.forget(entry)
+    assert registry.done(entry) == []
+    assert not registry.entries
+
+
 def test_memory_is_bounded_and_forgets_what_ended_for_good() -> None:
     registry = Registry()
     for n in range(10):
@@ -317,6 +339,51 @@ def test_memory_is_bounded_and_forgets_what_ended_for_good() -> None:
     registry.remember("k1othr00010000000001", Ended(EndedAs.COMMITTED))
     registry.forget_below("test", "k1test00010000000005")
     assert len(registry.ended) == 6
+
+
+# --- Fences ---
+
+NONCES = st.dictionaries(st.integers(1, 6), st.integers(0, 3), min_size=1)
+
+
+@given(NONCES, st.integers(1, 6), st.integers(0, 3), st.booleans(), st.booleans())
+def test_a_fence_is_raised_only_by_a_log_that_knows_the_remembered_epoch(
+    history: dict[int, int], epoch: int, nonce: int, same_log: bool, same_number: bool
+) -> None:
+    """`contradiction` has words for all that the WHERE of the write refuses, and for nothing else."""
+    wanted = Fenced("test", 7, max(history), b"i" * 16, history[max(history)])
+    remembered = Fenced("test", 7 if same_number else 8, epoch, (b"i" if same_log else b"j") * 16, nonce)
+    refusal = contradiction(remembered, wanted, history)
+    known = (epoch, nonce) in [(e, n) for e, n in history.items() if e <= wanted.epoch]
+    assert (refusal is None) is (same_number and same_log and known)
+    if refusal is not None:
+        assert refusal.metadata["remembered_epoch"] == str(epoch)
+        if same_number and same_log:
+            lost = Reason.LOG_IDENTITY_CHANGED if epoch <= wanted.epoch else Reason.STALE_EPOCH
+            assert refusal.reason is lost
+
+
+@pytest.mark.parametrize(
+    "epochs",
+    [
+        [],
+        [(4, 1)],  # not the request's own
+        [(5, 1), (6, 1)],  # one that is not given yet
+        [(5, 1), (5, 1)],
+        [(0, 1), (5, 1)],
+        [(e, 1) for e in range(5, 1007)],
+    ],
+)
+def test_histories_that_are_none(epochs: list[tuple[int, int]]) -> None:
+    request = pb.FenceRequest(
+        coordinator_id="test",
+        epoch=5 if len(epochs) < 9 else 1006,
+        log_identity=b"i" * 16,
+        history=[pb.Epoch(epoch=epoch, nonce=nonce) for epoch, nonce in epochs],
+    )
+    with pytest.raises(XacoordError) as error:
+        read_fence(request)
+    assert error.value.reason is Reason.INVALID_REQUEST
 
 
 def test_an_illegal_transition_is_an_error_of_ours() -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -14,20 +13,19 @@ import pytest
 
 from deploy.private_servers import PrivateServer
 from participant_agent.v1 import participant_agent_pb2 as pb
-from tests.participant_agent.agent_support import AgentProcess, Coordinator, coordinating, reason, statement
+from tests.participant_agent.agent_support import (
+    COMMITTED,
+    ROLLED_BACK,
+    AgentProcess,
+    Coordinator,
+    bump,
+    coordinating,
+    read_lock,
+    reason,
+    statement,
+    v,
+)
 from tests.participant_agent.conftest import open_shop
-
-COMMITTED = pb.FINISHED_STATE_COMMITTED
-ROLLED_BACK = pb.FINISHED_STATE_ROLLED_BACK
-RETRY = pb.FINISHED_STATE_RETRY
-
-
-def bump(key: int) -> Any:
-    return statement("UPDATE a SET v = v + 1 WHERE id = %s", key, expect=1)
-
-
-def v(shop: PrivateServer, key: int) -> int:
-    return int(shop.sql("SELECT v FROM shop.a WHERE id = %s", (key,))[0][0])
 
 
 @pytest.fixture
@@ -36,16 +34,6 @@ def own_server(new_server: Callable[..., PrivateServer]) -> PrivateServer:
     server = new_server()
     open_shop(server)
     return server
-
-
-@contextlib.contextmanager
-def read_lock(shop: PrivateServer) -> Iterator[None]:
-    connection = shop.root_connect()
-    connection.cursor().execute("FLUSH TABLES WITH READ LOCK")
-    try:
-        yield
-    finally:
-        connection.close()
 
 
 async def eventually(check: Callable[[], bool], seconds: float = 10) -> None:
@@ -352,129 +340,3 @@ def test_sigterm_rolls_back_what_is_active(shop: PrivateServer, new_agent: Any) 
 
 def _recover(shop: PrivateServer) -> str:
     return "XA RECOVER CONVERT XID" if shop.engine == "mysql" else "XA RECOVER FORMAT='SQL'"
-
-
-# --- Fences ---
-
-
-def test_fence_refuses_what_disagrees(agent: AgentProcess) -> None:
-    async def play() -> None:
-        c = Coordinator(agent, epoch=5)
-        answer = await c.fence()
-        assert answer.server.witness
-        await c.fence()  # idempotent
-        for changes, expected in (
-            ({"epoch": 4}, "STALE_EPOCH"),
-            ({"log_identity": b"f" * 16}, "LOG_IDENTITY_CHANGED"),
-            ({"log_identity": b"f" * 16, "epoch": 9}, "LOG_IDENTITY_CHANGED"),
-            ({"number": 8, "epoch": 9}, "PARTICIPANT_MISMATCH"),
-            ({"participant": "other"}, "PARTICIPANT_MISMATCH"),
-            ({"epoch": 0}, "INVALID_REQUEST"),
-            ({"epoch": 36**4}, "INVALID_REQUEST"),
-            ({"log_identity": b"short"}, "INVALID_REQUEST"),
-            ({"coordinator_id": "A'; "}, "INVALID_REQUEST"),
-            ({"number": 36**4}, "INVALID_REQUEST"),
-        ):
-            with pytest.raises(grpc.RpcError) as refused:
-                await c.fence(**changes)
-            assert reason(refused.value) == expected, changes
-        c.epoch = 6
-        await c.fence()
-        await c.channel.close()
-
-    asyncio.run(play())
-
-
-def test_higher_fence_ends_lower_epochs_of_this_coordinator_only(
-    agent: AgentProcess, shop: PrivateServer
-) -> None:
-    async def play() -> None:
-        async with coordinating(agent) as old, coordinating(agent) as stranger:
-            active, prepared, others = old.gtrid(), old.gtrid(), stranger.gtrid()
-            await old.execute(active, bump(1))
-            assert (await old.run(prepared, bump(2))).vote == pb.VOTE_OK
-            await stranger.execute(others, bump(3))
-            new = Coordinator(agent, coordinator_id=old.id, epoch=2)
-            answer = await new.fence()
-            assert answer.ended_sessions == (1 if shop.engine == "mysql" else 2)
-            await asyncio.sleep(0.05)
-            assert old.ended is not None
-            assert reason(old.ended) == "STALE_EPOCH"
-            with pytest.raises(grpc.RpcError) as stale:
-                await old.execute(old.gtrid(), bump(1))
-            assert reason(stale.value) == "STALE_EPOCH"
-            with pytest.raises(grpc.RpcError) as unknown:
-                await old.execute(old.gtrid(epoch=9), bump(1))
-            assert reason(unknown.value) == "UNKNOWN_EPOCH"
-            await new.attach()
-            assert await new.prepared() == {prepared}
-            probe = new.gtrid()
-            assert (await new.run(probe, bump(1), seconds=0.5)).vote == pb.VOTE_OK
-            assert (await new.rollback(probe)).state == ROLLED_BACK
-            assert (await new.rollback(prepared)).state == ROLLED_BACK
-            assert (await stranger.prepare(others)).vote == pb.VOTE_OK
-            assert (await stranger.rollback(others)).state == ROLLED_BACK
-            await new.detach()
-            await new.channel.close()
-
-    asyncio.run(play())
-
-
-def test_fences_race(agent: AgentProcess) -> None:
-    """However many raise at once, the highest stays."""
-
-    async def play() -> None:
-        coordinators = [Coordinator(agent, "race", epoch) for epoch in range(1, 13)]
-        results = await asyncio.gather(*(c.fence() for c in coordinators), return_exceptions=True)
-        assert not isinstance(results[-1], BaseException)
-        for c, result in zip(coordinators, results, strict=True):
-            if isinstance(result, grpc.RpcError):
-                assert reason(result) == "STALE_EPOCH"
-            with pytest.raises(grpc.RpcError) if c.epoch < 12 else contextlib.nullcontext():
-                await c.fence()
-            await c.channel.close()
-
-    asyncio.run(play())
-
-
-def test_attach_needs_the_fenced_epoch(agent: AgentProcess) -> None:
-    async def play() -> None:
-        for epoch, identity, expected in (
-            (3, b"0123456789abcdef", "STALE_EPOCH"),
-            (5, b"0123456789abcdef", "UNKNOWN_EPOCH"),
-            (4, b"another identity", "LOG_IDENTITY_CHANGED"),
-        ):
-            c = Coordinator(agent, epoch=4)
-            await c.fence()
-            c.epoch, c.identity = epoch, identity
-            with contextlib.suppress(grpc.RpcError):
-                await c.attach()
-            await asyncio.sleep(0.2)
-            assert c.ended is not None
-            assert reason(c.ended) == expected
-            await c.channel.close()
-        never = Coordinator(agent)
-        call = never.stub.Attach()
-        await call.write(pb.AttachRequest(purge_below="x"))
-        with pytest.raises(grpc.RpcError) as refused:
-            await call.read()
-        assert reason(refused.value) == "INVALID_REQUEST"
-        await never.channel.close()
-
-    asyncio.run(play())
-
-
-def test_newer_stream_ends_the_older(agent: AgentProcess) -> None:
-    async def play() -> None:
-        async with coordinating(agent) as c:
-            again = Coordinator(agent, coordinator_id=c.id)
-            await again.attach()
-            await asyncio.sleep(0.1)
-            assert c.ended is not None
-            gtrid = again.gtrid()
-            assert (await again.run(gtrid, bump(1))).vote == pb.VOTE_OK
-            assert (await again.rollback(gtrid)).state == ROLLED_BACK
-            await again.detach()
-            await again.channel.close()
-
-    asyncio.run(play())

@@ -86,6 +86,12 @@ REFUSED = [
     "SELECT /* unfinished",
     "SELECT 1\x00",
     "SELECT 1 --x\n; COMMIT",
+    "SET @a = 1, `autocommit` = 0",
+    "SET @a = 1, NAMES gbk",
+    "SELECT 1 --\u00a0 - GET_LOCK('x', 0)",
+    "SELECT 1 --\x7f '\n, GET_LOCK('x', 0) -- '",
+    "DO `release_all_locks`()",
+    "TABLE a INTO\nOUTFILE 'x'",
 ]
 
 
@@ -107,6 +113,21 @@ def test_backslashes_follow_the_sql_mode() -> None:
     guard(sql, True)
     with pytest.raises(XacoordError):
         guard(sql, False)
+
+
+def test_double_quotes_follow_the_sql_mode() -> None:
+    sql = r'''SELECT 1 AS "a\", GET_LOCK('x', 0) AS "b\" -- "'''
+    guard(sql, True, False)
+    with pytest.raises(XacoordError):
+        guard(sql, True, True)
+    with pytest.raises(XacoordError):
+        guard('SELECT "GET_LOCK"(1, 0)', True, True)
+
+
+def test_a_refusal_is_one_line() -> None:
+    with pytest.raises(XacoordError) as error:
+        guard("SELECT 1 INTO \n\t OUTFILE '/x'")
+    assert error.value.message.startswith("INTO OUTFILE cannot")
 
 
 def test_length() -> None:
@@ -165,6 +186,8 @@ def test_rendering() -> None:
         pb.Value(datetime="2026-01-01"),
         pb.Value(datetime="2026-01-01 00:00:00' OR '1"),
         pb.Value(time="1:2"),
+        pb.Value(decimal="\u0661"),
+        pb.Value(date="\u0662\u0660\u0662\u0660-01-01"),
     ],
 )
 def test_values_without_an_sql_form(value: pb.Value) -> None:

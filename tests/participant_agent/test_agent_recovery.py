@@ -18,22 +18,19 @@ from deploy.private_servers import PrivateServer
 from participant_agent.v1 import participant_agent_pb2 as pb
 from participant_agent.v1 import statement_pb2 as st
 from tests.participant_agent.agent_support import (
+    COMMITTED,
+    ROLLED_BACK,
     AgentProcess,
     Coordinator,
+    bump,
     coordinating,
     info,
     python_value,
     reason,
     rows,
     statement,
+    witnesses,
 )
-
-COMMITTED = pb.FINISHED_STATE_COMMITTED
-ROLLED_BACK = pb.FINISHED_STATE_ROLLED_BACK
-
-
-def bump(key: int) -> Any:
-    return statement("UPDATE a SET v = v + 1 WHERE id = %s", key, expect=1)
 
 
 def test_scan_shows_foreign_binary_xids_and_blocked_sessions(
@@ -120,6 +117,27 @@ def test_evidence_and_purging(agent: AgentProcess, shop: PrivateServer) -> None:
             await c2.channel.close()
             assert (await c.commit(prepared)).state == COMMITTED
             assert (await c.rollback(active)).state == ROLLED_BACK
+
+    asyncio.run(play())
+
+
+def test_a_purge_that_failed_is_tried_again(agent: AgentProcess, shop: PrivateServer) -> None:
+    async def play() -> None:
+        async with coordinating(agent) as c:
+            gtrid = c.gtrid()
+            assert (await c.run(gtrid, bump(1), one_phase=True)).state == COMMITTED
+            shop.sql("RENAME TABLE xacoord.witness TO xacoord.away")
+            try:
+                await c.purge_below(c.gtrid())
+                await asyncio.sleep(0.3)
+            finally:
+                shop.sql("RENAME TABLE xacoord.away TO xacoord.witness")
+            assert witnesses(shop, gtrid) == 1
+            for _ in range(200):
+                if witnesses(shop, gtrid) == 0:
+                    break
+                await asyncio.sleep(0.02)
+            assert witnesses(shop, gtrid) == 0
 
     asyncio.run(play())
 
@@ -410,7 +428,8 @@ def test_bad_configuration(change: str, says: str, tmp_path: Any) -> None:
 
 def test_unreachable_server(tmp_path: Any) -> None:
     config = tmp_path / "agent.toml"
-    config.write_text('[agent]\nparticipant = "p"\n[mysql]\nuser = "u"\nunix_socket = "/nowhere/at/all"\n')
+    agent, mysql = 'participant = "p"\nlisten = "127.0.0.1:0"', 'user = "u"\nunix_socket = "/nowhere/at/all"'
+    config.write_text(f"[agent]\n{agent}\n[mysql]\n{mysql}\n")
     command = [sys.executable, "-m", "participant_agent.daemon"]
     ended = subprocess.run([*command, "--config", str(config)], capture_output=True, text=True, check=False)
     assert ended.returncode == 69

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -210,3 +211,50 @@ def test_promtool_likes_the_metrics(system: System) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_rollback_that_comes_back_is_rolled_back_again(system: System) -> None:
+    """MariaDB may lose an acknowledged rollback in a crash; no memory of it may keep the rows locked."""
+    row = system.new_id()
+    gtrid = system.begin_work(row)
+    system.coordinator.Rollback(coordinator_pb2.RollbackRequest(gtrid=gtrid), timeout=10)
+    system.wait_until_clean(5)
+    server = system.cluster.sites["orders"].server
+    leave_prepared(server, Xid.of(gtrid, 1).sql(), f"INSERT INTO orders.ledger VALUES ({row}, 1)")
+    system.wait_until_clean(5)
+    assert not system.judge(row)
+
+
+def test_a_log_from_before_the_last_commits_leads_to_hold_everywhere(
+    make_system: Callable[..., System],
+) -> None:
+    """The backup was made within the running epoch: no epoch and no nonce tells, but a witness row does."""
+    system = make_system(coordinator_id="00in")
+    cluster = system.cluster
+    log, copy = cluster.directory / "log", cluster.directory / "copy"
+    system.run(system.new_id())
+    cluster.coordinator.send(signal.SIGSTOP)
+    shutil.copytree(log, copy)
+    cluster.coordinator.send(signal.SIGCONT)
+    system.run(system.new_id())
+    cluster.sites["payments"].agent.kill()
+    wait_for(lambda: cluster.metric("xacoord_participant_up", participant="payments") == 0, 10, cluster.tails)
+    cluster.sites["payments"].agent.start(**failpoints("before_commit=pause", cluster.directory))
+    cluster.wait_until_up()
+    row = system.new_id()
+    gtrid = system.begin_work(row)
+    response = system.commit(gtrid, wait_for=coordinator_pb2.WAIT_FOR_DECIDED)
+    assert response.outcome == coordinator_pb2.OUTCOME_COMMITTED
+    wait_for(lambda: row in system.rows("orders"), 10, cluster.tails)
+    cluster.coordinator.kill()
+    cluster.sites["payments"].agent.kill()
+    shutil.rmtree(log)
+    shutil.copytree(copy, log)
+    cluster.sites["payments"].agent.start()
+    cluster.start_coordinator(wait=False)
+    cluster.wait_until_ready()
+    wait_for(
+        lambda: cluster.coordctl("participants", "-o", "json").stdout.count('"HOLD"') == 2, 10, cluster.tails
+    )
+    assert system.ours() == [f"payments:{gtrid}"], "the committed transaction's other branch was ended"
+    assert system.outcome(gtrid) in ("UNKNOWN", "COMMITTED")

@@ -1,0 +1,74 @@
+"""The registry's memory of ended branches, and rollbacks nobody asked for: neither may decide anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from dtp import BranchEvent
+from participant_agent.core.registry import (
+    Answer,
+    Commit,
+    Ended,
+    EndedAs,
+    Entry,
+    Execute,
+    Perform,
+    Prepare,
+    Registry,
+    Rollback,
+    Settled,
+)
+
+GTRID = "k1t00100010000001ekn"
+
+
+def active() -> tuple[Registry, Entry]:
+    """A registry with one ACTIVE branch at rest."""
+    registry = Registry()
+    action = registry.arrive(GTRID, "t001", 1, Execute(()))
+    assert isinstance(action, Perform)
+    action.entry.move(BranchEvent.STARTED)
+    registry.done(action.entry)
+    return registry, action.entry
+
+
+def test_our_own_rollback_never_follows_a_vote_of_ok() -> None:
+    """The deadline passes while XA PREPARE runs, and the answer is OK: only the coordinator decides now."""
+    registry, entry = active()
+    assert isinstance(registry.arrive(GTRID, "t001", 1, Prepare((1, 2))), Perform)
+    registry.arrive(GTRID, "t001", 1, Rollback(own=True))
+    entry.move(BranchEvent.ENDED)
+    entry.move(BranchEvent.PREPARED)
+    assert [type(action) for action in registry.done(entry)] == [Settled]
+    assert isinstance(registry.arrive(GTRID, "t001", 1, Rollback(own=True)), Settled)
+    assert isinstance(registry.arrive(GTRID, "t001", 1, Rollback()), Perform)
+
+
+def test_our_own_rollback_never_follows_a_commit() -> None:
+    registry, entry = active()
+    registry.arrive(GTRID, "t001", 1, Commit(one_phase=True))
+    registry.arrive(GTRID, "t001", 1, Rollback(own=True))
+    entry.move(BranchEvent.ENDED)
+    entry.move(BranchEvent.COMMITTED_ONE_PHASE)
+    registry.remember(GTRID, Ended(EndedAs.COMMITTED))
+    assert [type(action) for action in registry.done(entry)] == [Settled]
+    assert registry.ended[GTRID].how is EndedAs.COMMITTED
+
+
+def test_our_own_rollback_does_end_what_is_active() -> None:
+    registry, _ = active()
+    assert isinstance(registry.arrive(GTRID, "t001", 1, Rollback(own=True)), Perform)
+
+
+@pytest.mark.parametrize("how", EndedAs)
+def test_a_rollback_is_never_answered_from_memory(how: EndedAs) -> None:
+    """The coordinator repeats it because a scan lists the branch: then the memory is what is wrong."""
+    registry = Registry()
+    registry.remember(GTRID, Ended(how))
+    assert isinstance(registry.arrive(GTRID, "t001", 1, Rollback()), Perform)
+
+
+def test_what_ended_cannot_come_back_to_life() -> None:
+    registry = Registry()
+    registry.remember(GTRID, Ended(EndedAs.ROLLED_BACK))
+    assert isinstance(registry.arrive(GTRID, "t001", 1, Prepare((1,))), Answer)
