@@ -38,6 +38,7 @@ _PING_MILLISECONDS = 5_000  # agents allow one every 2 s
 _PAUSE_SECONDS = (0.1, 0.2, 0.5, 1.0)
 _HOLD_REASONS = (Reason.STALE_EPOCH, Reason.LOG_IDENTITY_CHANGED, Reason.PARTICIPANT_MISMATCH)
 _CHANNEL_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),  # an agent is a neighbour, never behind the environment's proxy
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.max_send_message_length", 16 << 20),
     ("grpc.keepalive_time_ms", _PING_MILLISECONDS),
@@ -90,6 +91,8 @@ class AgentLink:
         self._purge_mark = purge_mark
         self._purged = ""
         self._link = 0
+        self._fenced = False
+        self._last_error = ""
         self._stub: Any = None
         self._broken: asyncio.Future[str] | None = None
         self._outbox: list[pb.Command] = []
@@ -102,8 +105,7 @@ class AgentLink:
         failures = 0
         while True:
             self._link += 1
-            connected = False
-            error = "cannot connect"
+            connected = self._fenced = False
             channel = grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
             try:
                 await asyncio.wait_for(channel.channel_ready(), _CONNECT_SECONDS)
@@ -114,10 +116,16 @@ class AgentLink:
                 error = await self._broken
             except TimeoutError:
                 error = f"no agent answers at {self.address}"
+            except Exception as unexpected:
+                self._log.exception("agent link failed")
+                error = f"{type(unexpected).__name__}: {unexpected}"
             finally:
                 await self._disconnect(channel)
             self._submit(inputs.AgentLost(self.participant, self._link if connected else 0, error))
-            failures = 0 if connected else failures + 1
+            failures = 0 if self._fenced else failures + 1
+            if error != self._last_error:  # one line when it goes, not one for each attempt
+                self._log.warning("agent lost", error=error)
+            self._last_error = "" if self._fenced else error
             await asyncio.sleep(_PAUSE_SECONDS[min(failures, len(_PAUSE_SECONDS) - 1)])
 
     async def _disconnect(self, channel: grpc.aio.Channel) -> None:
@@ -130,7 +138,6 @@ class AgentLink:
 
     def _break(self, link: int, error: str) -> None:
         if link == self._link and self._broken is not None and not self._broken.done():
-            self._log.warning("agent lost", error=error)
             self._broken.set_result(error)
 
     def _spawn(self, link: int, work: Any) -> None:
@@ -176,6 +183,7 @@ class AgentLink:
             message = clean(error.details() or "")
             self._submit(inputs.AgentHeld(self.participant, effect.link, reason, message))
             return
+        self._fenced = True
         server = response.server
         self._submit(
             inputs.AgentFenced(
@@ -244,8 +252,8 @@ class AgentLink:
             commands, self._outbox = self._outbox, []
             mark = self._purge_mark()
             purge_below = mark if mark != self._purged else ""
-            self._purged = mark
             await call.write(pb.AttachRequest(commands=commands, purge_below=purge_below))
+            self._purged = mark
 
     def send(self, effect: effects.Send) -> None:
         """Queue one command."""

@@ -74,10 +74,22 @@ class Driver:
         if self.failed.done():
             return
         self._observe(event)
-        for effect in self.core.step(event, self.clock()):
+        for effect in self.step(event):
             if not self._perform_or_fail(effect):
                 return
-        self._afterwards(event)
+        try:
+            self._afterwards(event)
+        except LogError as error:
+            self.fail(error)
+
+    def step(self, event: inputs.Input) -> list[Effect]:
+        """One step of the core. A core that has thrown may be half changed: it is not asked again."""
+        try:
+            return self.core.step(event, self.clock())
+        except Exception as error:
+            self._log.exception("the core failed", input=type(event).__name__)
+            self.fail(error)
+            return []
 
     def _perform_or_fail(self, effect: Effect) -> bool:
         try:
@@ -188,7 +200,11 @@ class Driver:
 
     async def ask_new(self, make: Callable[[int, bool], inputs.Input]) -> Answer:
         """The same for a request that may begin a transaction: its room in the log is reserved first."""
-        room = self.journal.reserve()
+        try:
+            room = self.journal.reserve()
+        except LogError as error:
+            self.fail(error)
+            room = False  # `ask` refuses
 
         return await self.ask(lambda ticket: make(ticket, room))
 
@@ -196,7 +212,7 @@ class Driver:
         """The journal has failed: nothing more is acknowledged."""
         if self.failed.done():
             return
-        self._log.error("the log failed; ending", error=str(error))
+        self._log.error("ending: nothing more can be decided", error=f"{type(error).__name__}: {error}")
         self.failed.set_result(error)
         for future in self._waiting.values():
             if not future.done():

@@ -47,7 +47,7 @@ class FailpointDriver(Driver):
             event = await self._queue.get()
             self._observe(event)
             await self._failpoints.hit(f"input_{_snake(type(event).__name__)}")
-            for effect in self.core.step(event, self.clock()):
+            for effect in self.step(event):
                 name = place(effect)
                 if self._failpoints.drops(f"before_{name}"):
                     continue

@@ -45,7 +45,6 @@ class Session:
         if address is None:
             raise InvalidRequest(
                 Reason.UNKNOWN_PARTICIPANT,
-                f"the coordinator knows no participant {participant!r} with an address: see `coordctl "
-                "participant list`",
+                f"the coordinator has no address of participant {participant!r}: see `coordctl participants`",
             )
         return address

@@ -244,7 +244,7 @@ def _records_of(transaction: Transaction) -> list[Record]:
                 transaction.id,
                 numbers,
                 transaction.begun_at,
-                transaction.entered_at,
+                transaction.decided_at,
                 transaction.idempotency_key,
                 transaction.fingerprint,
             )
@@ -270,6 +270,7 @@ def _recovered(entry: OpenTransaction, names: dict[int, str], now: float) -> Tra
         transaction.branches[name] = branch
     if entry.decision is Decision.COMMIT:
         transaction.decision = Decision.COMMIT
+        transaction.decided_at = entry.decided_at
         transaction.state = State.COMMITTING
         transaction.note(entry.decided_at, "decided COMMIT")
     else:

@@ -163,7 +163,6 @@ class AlertKind(Enum):
     HEURISTIC = "HEURISTIC"
     HOLD = "HOLD"
     ORPHAN = "ORPHAN"
-    BLOCKED = "BLOCKED"
     PROTOCOL = "PROTOCOL"
 
 

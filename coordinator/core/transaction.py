@@ -86,6 +86,7 @@ class Transaction:
     recovered: bool = False
     orphan: bool = False
     forgotten: bool = False
+    decided_at: float = 0.0
     ended_at: float = 0.0
     timeline: list[tuple[float, str, str]] = field(default_factory=list)
 

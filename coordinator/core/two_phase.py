@@ -149,6 +149,7 @@ class TwoPhase:
             self._committed_without_decision(transaction, Trigger.ALL_READ_ONLY, now)
             return
         transaction.decision = Decision.COMMIT
+        transaction.decided_at = now
         transaction.durable = False
         self._context.move(transaction, Trigger.ALL_VOTED_OK, now)
         record = CommitRecord(

@@ -31,6 +31,7 @@ def transaction(message: coordinator_pb2.Transaction) -> Document:
         "in_doubt": message.in_doubt,
         "blocked": message.blocked,
         "recovered": message.recovered,
+        "forgotten": message.forgotten,
         "rejection": _rejection(message.rejection) if message.HasField("rejection") else None,
         "branches": [
             {

@@ -70,7 +70,7 @@ def select(
     older_than: float | None,
     states: tuple[str, ...],
 ) -> list[coordinator_pb2.Transaction]:
-    """What the coordinator's List would select, oldest first."""
+    """What the coordinator's List would select, newest first."""
     from coordinator.v1 import coordinator_pb2
 
     wanted = {coordinator_pb2.State.Value(f"STATE_{state}") for state in states}
@@ -81,4 +81,4 @@ def select(
         and (older_than is None or documents.seconds(message.age) >= older_than)
         and (not wanted or message.state in wanted)
     ]
-    return sorted(chosen, key=lambda message: (-documents.seconds(message.age), message.gtrid))
+    return sorted(chosen, key=lambda message: message.gtrid, reverse=True)

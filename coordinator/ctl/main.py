@@ -19,7 +19,7 @@ DEFAULT_ADDRESS = "127.0.0.1:7420"
 # Name -> (module, attribute, short help). Modules are imported when their command runs.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("status", "status", "Is the coordinator well, and does anything need attention?"),
-    "list": ("transactions", "list_transactions", "List transactions, oldest first."),
+    "list": ("transactions", "list_transactions", "List transactions, newest first."),
     "show": ("transactions", "show", "Show one transaction with its timeline."),
     "watch": ("transactions", "watch", "Follow one transaction until it has ended."),
     "xid": ("xid", "xid", "Explain a transaction id; needs no coordinator."),

@@ -11,6 +11,10 @@ from coordinator.ctl.log import fetch_log_status
 from coordinator.ctl.options import Settings, output_option, watch_option
 from coordinator.ctl.output import Screen, View, present
 from coordinator.ctl.participants import draw_participants, fetch_participants
+from coordinator.ctl.transactions import fetch_list
+
+_MAX_HEURISTICS = 10_000
+_SHOWN_HEURISTICS = 10
 
 
 @click.command()
@@ -21,8 +25,8 @@ from coordinator.ctl.participants import draw_participants, fetch_participants
 def status(settings: Settings, check: bool, watch_seconds: float | None, form: str) -> int:
     """Is the coordinator well, and does anything need attention?
 
-    Attention need: a coordinator that is not ready, a log without room, blocked transactions, a participant
-    that is not UP, and orphan branches.
+    Attention need: a coordinator that is not ready, a log without room, heuristic outcomes that nobody has
+    forgotten yet, a participant that is not UP, blocked transactions, and orphan branches.
     """
     if check and watch_seconds is not None:
         raise click.UsageError("--check does not go with --watch")
@@ -32,19 +36,39 @@ def status(settings: Settings, check: bool, watch_seconds: float | None, form: s
             health = client.health()
             log = fetch_log_status(client)
             participants = fetch_participants(client)
-        return _view(settings.address, health, log, participants)
+            heuristics = _fetch_heuristics(client)
+        return _view(settings.address, health, log, participants, heuristics)
 
     view = present(fetch, form, watch_seconds)
     return ExitCode.IN_DOUBT if check and view.document["problems"] else ExitCode.OK
 
 
-def problems(log: documents.Document, health: str, participants: list[documents.Document]) -> list[str]:
+def _fetch_heuristics(client: Client) -> list[documents.Document]:
+    """The transactions with a heuristic outcome that no operator has forgotten; the newest first."""
+    from coordinator.v1 import coordinator_pb2
+
+    request = coordinator_pb2.ListRequest(states=[coordinator_pb2.STATE_HEURISTIC])
+    found = fetch_list(client, request, _MAX_HEURISTICS)
+    return [documents.transaction(message) for message in found if not message.forgotten]
+
+
+def problems(
+    log: documents.Document,
+    health: str,
+    participants: list[documents.Document],
+    heuristics: list[documents.Document],
+) -> list[str]:
     """What needs attention, most urgent first; one line each."""
     found = []
     if not log["ready"] or health == "NOT_SERVING":
         found.append(f"the coordinator is not ready: {log['not_ready_reason'] or f'its health is {health}'}")
     if not log["room"]:
         found.append("the log has no room: new transactions are refused")
+    for row in heuristics[:_SHOWN_HEURISTICS]:
+        found.append(f"heuristic outcome {row['outcome']}: {row['gtrid']} (coordctl show {row['gtrid']})")
+    if len(heuristics) > _SHOWN_HEURISTICS:
+        more = len(heuristics) - _SHOWN_HEURISTICS
+        found.append(f"{more} more heuristic outcomes (coordctl list --state HEURISTIC)")
     for row in participants:
         if row["state"] != "UP":
             error = f": {row['last_error']}" if row["last_error"] else ""
@@ -57,8 +81,14 @@ def problems(log: documents.Document, health: str, participants: list[documents.
     return found
 
 
-def _view(address: str, health: str, log: documents.Document, rows: list[documents.Document]) -> View:
-    attention = problems(log, health, rows)
+def _view(
+    address: str,
+    health: str,
+    log: documents.Document,
+    rows: list[documents.Document],
+    heuristics: list[documents.Document],
+) -> View:
+    attention = problems(log, health, rows, heuristics)
     document: dict[str, object] = {
         "address": address,
         "health": health,
@@ -67,6 +97,8 @@ def _view(address: str, health: str, log: documents.Document, rows: list[documen
         "problems": attention,
         "active_transactions": log["active_transactions"],
         "blocked_transactions": log["blocked_transactions"],
+        "heuristic_transactions": len(heuristics),
+        "heuristic": [{"gtrid": row["gtrid"], "outcome": row["outcome"]} for row in heuristics],
         "in_doubt_branches": sum(row["in_doubt"] for row in rows),
         "blocked_sessions": sum(row["blocked_sessions"] for row in rows),
         "log": log,
@@ -82,7 +114,8 @@ def _view(address: str, health: str, log: documents.Document, rows: list[documen
                 ("epoch", str(log["epoch"])),
                 (
                     "transactions",
-                    f"{log['active_transactions']} active, {log['blocked_transactions']} blocked",
+                    f"{log['active_transactions']} active, {log['blocked_transactions']} blocked, "
+                    f"{len(heuristics)} heuristic",
                 ),
                 (
                     "branches",

@@ -65,7 +65,7 @@ def list_transactions(
     watch_seconds: float | None,
     form: str,
 ) -> int:
-    """List transactions, oldest first.
+    """List transactions, newest first.
 
     Without options: those that have not ended, and the last ones that have. With --offline a stopped
     coordinator's log is read instead; it knows only transactions that have reached phase 1.
@@ -154,7 +154,7 @@ def _select_offline(
 def _list_online(
     settings: Settings, in_doubt: bool, older_than: float | None, states: tuple[str, ...], limit: int
 ) -> list[coordinator_pb2.Transaction]:
-    """Up to `limit` transactions, page by page."""
+    """Up to `limit` transactions."""
     from coordinator.v1 import coordinator_pb2
 
     request = coordinator_pb2.ListRequest(
@@ -163,21 +163,28 @@ def _list_online(
     if older_than is not None:
         whole = int(older_than)
         request.older_than.seconds, request.older_than.nanos = whole, round((older_than - whole) * 1e9)
-    found: list[coordinator_pb2.Transaction] = []
     with Client(settings) as client:
-        while True:
-            request.page_size = min(_PAGE_SIZE, limit - len(found))
-            response = client.call(client.coordinator.List, request)
-            found += response.transactions
-            if len(found) >= limit or not response.next_page_token:
-                return found[:limit]
-            request.page_token = response.next_page_token
+        return fetch_list(client, request, limit)
+
+
+def fetch_list(
+    client: Client, request: coordinator_pb2.ListRequest, limit: int
+) -> list[coordinator_pb2.Transaction]:
+    """Up to `limit` transactions of what `request` selects, page by page."""
+    found: list[coordinator_pb2.Transaction] = []
+    while True:
+        request.page_size = min(_PAGE_SIZE, limit - len(found))
+        response = client.call(client.coordinator.List, request)
+        found += response.transactions
+        if len(found) >= limit or not response.next_page_token:
+            return found[:limit]
+        request.page_token = response.next_page_token
 
 
 def _list_view(rows: list[documents.Document], truncated: bool) -> View:
     def draw(screen: Screen) -> None:
         screen.table(
-            ["GTRID", "STATE", "OUTCOME", "AGE", "ATTENTION", "BRANCHES", "LAST ERROR"],
+            ["GTRID", "STATE", "OUTCOME", "AGE", "ATTENTION", "BRANCHES", "LAST ERROR", "ROLLED BACK FOR"],
             [
                 [
                     row["gtrid"],
@@ -187,6 +194,7 @@ def _list_view(rows: list[documents.Document], truncated: bool) -> View:
                     attention(row),
                     ", ".join(f"{branch['participant']} {branch['state']}" for branch in row["branches"]),
                     _last_error(row),
+                    str(row["rejection"]["reason"]) if row["rejection"] else "",
                 ]
                 for row in rows
             ],
@@ -197,7 +205,11 @@ def _list_view(rows: list[documents.Document], truncated: bool) -> View:
 
 
 def attention(row: documents.Document) -> str:
-    """BLOCKED, IN DOUBT or nothing."""
+    """BLOCKED, IN DOUBT, HEURISTIC, forgotten or nothing."""
+    if row["forgotten"]:
+        return "forgotten"
+    if row["state"] == "HEURISTIC":
+        return "HEURISTIC"
     if row["blocked"]:
         return "BLOCKED"
     return "IN DOUBT" if row["in_doubt"] else ""
@@ -207,8 +219,7 @@ def _last_error(row: documents.Document) -> str:
     for branch in row["branches"]:
         if branch["last_error"]:
             return f"{branch['participant']}: {branch['last_error']}"
-    rejection = row["rejection"]
-    return str(rejection["reason"]) if rejection else ""
+    return ""
 
 
 def transaction_view(row: documents.Document, evidence: str) -> View:
@@ -225,7 +236,7 @@ def transaction_view(row: documents.Document, evidence: str) -> View:
                     "age",
                     documents.duration_text(row["age_seconds"]) if row["age_seconds"] is not None else "",
                 ),
-                ("attention", attention(row)),
+                ("attention", _attention_text(row)),
                 ("rolled back for", _rejection_text(row["rejection"])),
                 ("evidence", evidence),
                 ("recovered", "read from the log after a restart" if row["recovered"] else ""),
@@ -254,6 +265,15 @@ def transaction_view(row: documents.Document, evidence: str) -> View:
                 screen.line(line)
 
     return View({"transaction": row, "evidence": evidence}, draw)
+
+
+def _attention_text(row: documents.Document) -> str:
+    """The same with what to do about it."""
+    if row["forgotten"]:
+        return "forgotten: an operator has dealt with the heuristic outcome"
+    if row["state"] == "HEURISTIC":
+        return f"HEURISTIC: make the databases agree, then `coordctl forget {row['gtrid']}`"
+    return attention(row)
 
 
 def _rejection_text(rejection: dict[str, Any] | None) -> str:

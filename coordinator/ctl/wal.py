@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from coordinator.ctl.output import clean
 from wal import Entry, Report, verify
 from wal import repair as repair_log
 from wal.verify import read_what_is_there
@@ -31,7 +32,8 @@ def make_group(describe: Describe) -> click.Group:
     """The group of commands.
 
     Arguments:
-        describe: names a record: what `dump` shows of it besides lsn, epoch, sequence and flags.
+        describe: names a record: what `dump` shows of it besides lsn, epoch, sequence and flags. It gets all
+            records, in log order.
     """
     group = click.Group("wal", help="Look at a write-ahead log, or repair it.")
     group.add_command(_dump_command(describe))
@@ -49,17 +51,21 @@ def _dump_command(describe: Describe) -> click.Command:
     )
     @click.option("--limit", type=click.IntRange(min=1), help="Show at most so many records.")
     def dump(directory: Path, output: str, from_lsn: int, limit: int | None) -> None:
-        """Show the records of the log in DIR: the newest checkpoint and what follows it."""
+        """Show the records of the log in DIR: the newest checkpoint and what follows it.
+
+        A line has the lsn, the transaction's gtrid (none for records of the log itself), epoch.sequence,
+        flags, and what the record says.
+        """
         entries, report = read_what_is_there(directory)
-        rows = [_row(entry, describe) for entry in entries if entry.lsn >= from_lsn][:limit]
+        rows = [row for row in (_row(entry, describe) for entry in entries) if row["lsn"] >= from_lsn][:limit]
         if output == "json":
             for row in rows:
                 click.echo(json.dumps(row))
         else:
             for row in rows:
                 key = f"{row.pop('epoch')}.{row.pop('sequence')}"
-                lead = f"{row.pop('lsn'):>10}  {key}  flags {row.pop('flags')}"
-                click.echo("  ".join([lead, *(f"{name}={value}" for name, value in row.items())]))
+                lead = f"{row.pop('lsn'):>10}  {row.pop('gtrid', ''):<20}  {key}  flags {row.pop('flags')}"
+                click.echo(clean("  ".join([lead, *(f"{name}={value}" for name, value in row.items())])))
         _end(report)
 
     return dump

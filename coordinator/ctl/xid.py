@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 _MAX_NUMBER = 36**4 - 1
 _SHOWN_NUMBERS = (1, 2, 3)
+_WARNING = (
+    "WARNING: a branch that is ended by hand can break the transaction for good (committed here, rolled back "
+    "there). First run `coordctl show {gtrid}` and `coordctl recover --dry-run`: they say what was decided."
+)
 
 
 @click.command()
@@ -32,8 +36,8 @@ def xid(gtrid: str, numbers: tuple[int, ...], form: str) -> None:
 
     GTRID is the id as text, or hexadecimal as XA RECOVER CONVERT XID shows it (gtrid alone or with bqual).
 
-    The SQL is for reading a server's log or XA RECOVER. Don't run it by hand: `coordctl recover` and
-    `coordctl resolve` do, and keep the log true.
+    The SQL is for reading a server's log or XA RECOVER. Ending a branch by hand can break the transaction:
+    `coordctl recover` and `coordctl resolve` end branches as the log says.
     """
     parsed, named = identifiers.parse(gtrid)
     chosen = numbers or ((named,) if named is not None else _SHOWN_NUMBERS)
@@ -44,6 +48,7 @@ def _explain(gtrid: Gtrid, numbers: tuple[int, ...]) -> View:
     from dtp import FORMAT_ID, Xid
 
     text = str(gtrid)
+    warning = _WARNING.format(gtrid=text)
     branches = []
     for number in numbers:
         name = Xid.of(text, number)
@@ -52,8 +57,8 @@ def _explain(gtrid: Gtrid, numbers: tuple[int, ...]) -> View:
                 "number": number,
                 "bqual": name.bqual.decode("ascii"),
                 "xid": name.sql(),
-                "commit": f"XA COMMIT {name.sql()}",
-                "rollback": f"XA ROLLBACK {name.sql()}",
+                "commit_sql": f"XA COMMIT {name.sql()}",
+                "rollback_sql": f"XA ROLLBACK {name.sql()}",
                 "recover_data": f"0x{name.gtrid.hex()}{name.bqual.hex()}",
             }
         )
@@ -64,6 +69,7 @@ def _explain(gtrid: Gtrid, numbers: tuple[int, ...]) -> View:
         "counter": gtrid.counter,
         "format_id": FORMAT_ID,
         "gtrid_hex": text.encode("ascii").hex(),
+        "warning": warning,
         "branches": branches,
     }
 
@@ -78,9 +84,15 @@ def _explain(gtrid: Gtrid, numbers: tuple[int, ...]) -> View:
             ]
         )
         screen.line()
+        screen.line(warning, style="bold red")
+        screen.line()
         screen.table(
             ["NUMBER", "BQUAL", "SQL"],
-            [[str(branch["number"]), str(branch["bqual"]), str(branch["commit"])] for branch in branches],
+            [
+                [str(branch["number"]), str(branch["bqual"]), str(branch[key])]
+                for branch in branches
+                for key in ("commit_sql", "rollback_sql")
+            ],
             empty="",
         )
 

@@ -25,9 +25,12 @@ from .effects import Ok, OnControl, Procedure, Query, Result, Row, Verb, number,
 from .engine import Engine
 from .errors import describe
 
+# The joins may be slow where many sessions wait; the server itself ends them before the agent would give its
+# control session up.
 _BLOCKED_SQL = {
     Engine.MYSQL: """
-SELECT r.trx_mysql_thread_id, p.PROCESSLIST_USER, TIMESTAMPDIFF(SECOND, r.trx_wait_started, NOW()),
+SELECT /*+ MAX_EXECUTION_TIME(2000) */
+       r.trx_mysql_thread_id, p.PROCESSLIST_USER, TIMESTAMPDIFF(SECOND, r.trx_wait_started, NOW()),
        CONCAT(l.OBJECT_SCHEMA, '.', l.OBJECT_NAME)
 FROM performance_schema.data_lock_waits w
 JOIN performance_schema.data_locks l ON l.ENGINE_LOCK_ID = w.REQUESTING_ENGINE_LOCK_ID AND l.ENGINE = w.ENGINE
@@ -36,6 +39,7 @@ JOIN information_schema.innodb_trx b ON b.trx_id = w.BLOCKING_ENGINE_TRANSACTION
 LEFT JOIN performance_schema.threads p ON p.PROCESSLIST_ID = r.trx_mysql_thread_id
 WHERE b.trx_mysql_thread_id = 0 LIMIT 1000""",
     Engine.MARIADB: """
+SET STATEMENT max_statement_time = 2 FOR
 SELECT r.trx_mysql_thread_id, p.USER, TIMESTAMPDIFF(SECOND, r.trx_wait_started, NOW()),
        REPLACE(l.lock_table, '`', '')
 FROM information_schema.INNODB_LOCK_WAITS w

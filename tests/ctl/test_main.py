@@ -315,8 +315,8 @@ def written_log(directory: Path, key: str) -> Path:
     owner.begin()
     epoch = record_pb2.EpochRecord(coordinator_id="a0b1").SerializeToString()
     commit = record_pb2.CommitRecord(participants=[1, 2], idempotency_key=key).SerializeToString()
-    owner.log.append(Kind.EPOCH, id_.epoch, 0, epoch)
-    owner.log.append(Kind.COMMIT, id_.epoch, id_.sequence, commit)
+    owner.log.append(Kind.EPOCH, id_.epoch, 0, epoch, kick=True)
+    owner.log.append(Kind.COMMIT, id_.epoch, id_.sequence, commit, kick=True)
     owner.drain()
     owner.log.close()
     return directory
