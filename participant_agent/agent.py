@@ -119,10 +119,12 @@ class Agent:
         return self.control.server.engine
 
     @property
-    def quoting(self) -> tuple[bool, bool]:
-        """How the sessions read literals: backslashes escape, double quotes are for names (guard.guard)."""
+    def reading(self) -> tuple[bool, bool, str]:
+        """How statements are to be read: backslashes escape, double quotes are for names, our schema's name
+        (guard.guard)."""
         modes = self.control.server.sql_mode.split(",") if self.control.server is not None else []
-        return "NO_BACKSLASH_ESCAPES" not in modes, "ANSI_QUOTES" in modes
+        schema = self.config.mysql.schema
+        return "NO_BACKSLASH_ESCAPES" not in modes, "ANSI_QUOTES" in modes, schema
 
     async def start(self) -> list[Check]:
         """Make this the participant's agent; returns what preflight found.

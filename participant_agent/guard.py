@@ -20,6 +20,7 @@ from dtp import Reason, XacoordError
 
 MAX_STATEMENT_BYTES = 1 << 20
 MAX_PARAMETERS = 65535
+OWN_SCHEMA = "xacoord"
 # Longer texts are rarely sent twice, and a thousand of them would be much to keep.
 _REMEMBERED_CHARACTERS = 4096
 
@@ -85,28 +86,33 @@ def refused(message: str) -> XacoordError:
     return XacoordError(Reason.STATEMENT_REFUSED, message)
 
 
-def guard(sql: str, backslash_escapes: bool = True, ansi_quotes: bool = False) -> Guarded:
+def guard(
+    sql: str, backslash_escapes: bool = True, ansi_quotes: bool = False, schema: str = OWN_SCHEMA
+) -> Guarded:
     """Check one statement.
 
     Args:
         sql: its text.
         backslash_escapes: False where the session's sql_mode has NO_BACKSLASH_ESCAPES.
         ansi_quotes: True where it has ANSI_QUOTES: then "x" is a name, in which a backslash escapes nothing.
+        schema: the agent's own, whose tables are what proves outcomes.
 
     Raises:
         XacoordError: STATEMENT_REFUSED, saying what to do instead.
     """
     if len(sql) <= _REMEMBERED_CHARACTERS:
-        return _remembered(sql, backslash_escapes, ansi_quotes)
+        return _remembered(sql, backslash_escapes, ansi_quotes, schema)
     if len(sql.encode("utf-8", "surrogatepass")) > MAX_STATEMENT_BYTES:
         raise refused("the statement is longer than 1 MiB; send less at once or use parameters")
-    return _guard(sql, backslash_escapes, ansi_quotes)
+    return _guard(sql, backslash_escapes, ansi_quotes, schema)
 
 
-def _guard(sql: str, backslash_escapes: bool, ansi_quotes: bool) -> Guarded:
+def _guard(sql: str, backslash_escapes: bool, ansi_quotes: bool, schema: str) -> Guarded:
     if "\x00" in sql:
         raise refused("the statement has a NUL character; send binary values as parameters")
-    bare, placeholders, quoted = _strip(sql, backslash_escapes, ansi_quotes)
+    bare, placeholders, quoted = _strip(sql, backslash_escapes, ansi_quotes, schema.lower())
+    if re.search(rf"\b{re.escape(schema)}\s*\.", bare, re.IGNORECASE):
+        raise refused(f"the tables of schema {schema} are the agent's: they prove what has committed")
     bare = bare.strip().rstrip(";").rstrip()
     if ";" in bare:
         raise refused("one statement at a time: send several as several statements of the call")
@@ -151,7 +157,7 @@ def _top_level_parts(text: str) -> list[str]:
     return [*parts, text[begin:]]
 
 
-def _strip(sql: str, backslash_escapes: bool, ansi_quotes: bool) -> tuple[str, int, bool]:
+def _strip(sql: str, backslash_escapes: bool, ansi_quotes: bool, schema: str) -> tuple[str, int, bool]:
     """`sql` with literals as `''`, quoted names as a letter and comments as blanks, and its number of
     placeholders."""
     parts: list[str] = []
@@ -172,7 +178,7 @@ def _strip(sql: str, backslash_escapes: bool, ansi_quotes: bool) -> tuple[str, i
             is_name = token == "`" or (token == '"' and ansi_quotes)
             end = _end_of_literal(sql, found.start(), token, backslash_escapes and not is_name)
             name = sql[found.start() + 1 : end - 1]
-            if token != "'" and _FORBIDDEN.fullmatch(name):
+            if token != "'" and (_FORBIDDEN.fullmatch(name) or name.lower() == schema):
                 parts.append(f" {name} ")  # servers take a quoted name for the function, too
             else:
                 parts.append("`q`" if is_name else "''")

@@ -43,7 +43,7 @@ class Service(rpc.ParticipantAgentServicer):
     async def Execute(self, request: pb.ExecuteRequest, context: Context) -> pb.ExecuteResponse:
         if request.participant not in ("", self._agent.config.agent.participant):
             raise mismatch(self._agent.config.agent.participant)
-        statements = values.read_statements(request.statements, *self._agent.quoting)
+        statements = values.read_statements(request.statements, *self._agent.reading)
         results = await self._agent.execute(request.gtrid, statements, request.read_only)
         return pb.ExecuteResponse(results=[values.result_message(result) for result in results])
 
@@ -135,7 +135,7 @@ class Service(rpc.ParticipantAgentServicer):
             if gtrid.coordinator_id != link.coordinator_id:
                 raise XacoordError(Reason.INVALID_GTRID, "the branch belongs to another coordinator")
             _check_epoch(gtrid.epoch, link.epoch, str(verb))
-            command = _read_command(message, *self._agent.quoting)
+            command = _read_command(message, self._agent.reading)
         except XacoordError as error:
             link.put(report_message(message.gtrid, _refused(message, values.refusal(error))))
             return
@@ -150,11 +150,11 @@ def _check_epoch(epoch: int, of_stream: int, verb: str) -> None:
         raise XacoordError(Reason.STALE_EPOCH, f"epoch {epoch} is over: the stream's is {of_stream}")
 
 
-def _read_command(message: pb.Command, backslash_escapes: bool, ansi_quotes: bool) -> Command:
+def _read_command(message: pb.Command, reading: tuple[bool, bool, str]) -> Command:
     verb = message.WhichOneof("verb")
     if verb == "run":
         run = message.run
-        statements = values.read_statements(run.statements, backslash_escapes, ansi_quotes)
+        statements = values.read_statements(run.statements, *reading)
         participants = _participants(run.participants)
         remaining = run.remaining_milliseconds / 1000
         return Run(statements, run.read_only, participants, remaining, run.one_phase)

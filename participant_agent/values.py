@@ -15,7 +15,7 @@ from dtp import Reason, XacoordError
 from participant_agent.core.effects import Ok
 from participant_agent.core.errors import Failure
 from participant_agent.core.work import Statement
-from participant_agent.guard import MAX_PARAMETERS, guard
+from participant_agent.guard import MAX_PARAMETERS, OWN_SCHEMA, guard
 from participant_agent.v1 import statement_pb2 as pb
 
 # Numbers of the client/server protocol's column types.
@@ -94,7 +94,10 @@ def _own_or_client(value: object, quote: Quote) -> bytes:
 
 
 def read_statements(
-    statements: Sequence[pb.Statement], backslash_escapes: bool = True, ansi_quotes: bool = False
+    statements: Sequence[pb.Statement],
+    backslash_escapes: bool = True,
+    ansi_quotes: bool = False,
+    schema: str = OWN_SCHEMA,
 ) -> tuple[Statement, ...]:
     """Check and read the statements of a call. How literals are read is the sql_mode's (guard.py).
 
@@ -106,18 +109,18 @@ def read_statements(
     result = []
     for index, statement in enumerate(statements):
         try:
-            result.append(_read_statement(statement, backslash_escapes, ansi_quotes))
+            result.append(_read_statement(statement, (backslash_escapes, ansi_quotes, schema)))
         except XacoordError as error:
             error.metadata["statement"] = str(index)
             raise
     return tuple(result)
 
 
-def _read_statement(statement: pb.Statement, backslash_escapes: bool, ansi_quotes: bool) -> Statement:
+def _read_statement(statement: pb.Statement, reading: tuple[bool, bool, str]) -> Statement:
     count = len(statement.parameters)
     if count > MAX_PARAMETERS:
         raise _invalid(f"{count} parameters; a statement has at most {MAX_PARAMETERS}")
-    guarded = guard(statement.sql, backslash_escapes, ansi_quotes)
+    guarded = guard(statement.sql, *reading)
     if count and guarded.placeholders != count:
         raise _invalid(f"{count} parameters for {guarded.placeholders} placeholders (%s)")
     if count and guarded.quoted_placeholder:

@@ -169,11 +169,27 @@ class Participants:
         for item in items:
             if item.action is Action.ROLLBACK and item.reason is PlanReason.PRESUMED_ABORT:
                 adopted = self._adopt_orphan(participant, item.xid, now) or adopted
+        if was_up:
+            self._remind(participant.name)
         if not was_up or adopted:
             self._two_phase.participant_up(participant.name)
         self.release()
         if not was_up and not self._context.unheard:
             self._tell_everybody()  # orphans have waited for this one
+
+    def _remind(self, name: str) -> None:
+        """Ask again for ends that have not been answered since the scan before this one: an answer was lost."""
+        for transaction in list(self._context.open.values()):
+            branch = transaction.branches.get(name)
+            one_phase = transaction.one_phase and transaction.state is State.PREPARING
+            decided = transaction.decision is not None and transaction.durable
+            if branch is None or not branch.sent or not (one_phase or decided):
+                continue
+            if branch.overlooked:
+                branch.sent = False
+                self._two_phase.ask_again(transaction.gtrid, name)
+            else:
+                branch.overlooked = True
 
     def _report_held(self, participant: Participant, items: list[PlanItem]) -> None:
         """Tell people once about each branch that this log cannot know."""

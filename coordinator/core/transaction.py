@@ -18,6 +18,7 @@ class Branch:
     Attributes:
         started: the branch may exist at its server.
         sent: a command is out and its answer is awaited.
+        overlooked: a whole scan has come since the command went out, and no answer.
         attempts: of phase 2, so far.
         retry_at: when phase 2 is to be asked again, or None.
     """
@@ -29,6 +30,7 @@ class Branch:
     outcome: Outcome | None = None
     started: bool = True
     sent: bool = False
+    overlooked: bool = False
     attempts: int = 0
     retry_at: float | None = None
     last_failure: Failure | None = None

@@ -94,7 +94,8 @@ class TwoPhase:
     def _write_prepare(self, transaction: Transaction) -> tuple[int, ...]:
         numbers = transaction.numbers
         transaction.prepare_written = True
-        self._context.marks[transaction.id.epoch] = transaction.id.counter
+        marks, id_ = self._context.marks, transaction.id
+        marks[id_.epoch] = max(marks.get(id_.epoch, 0), id_.counter)
         self._context.write(PrepareRecord(transaction.id, numbers, transaction.begun_at), kick=True)
         return numbers
 
@@ -229,7 +230,7 @@ class TwoPhase:
             branch.sent = False
             self._answer(transaction, lambda waiter_for: True, completed=False)
             return
-        branch.sent = True
+        branch.sent, branch.overlooked = True, False
         branch.attempts += 1
         command = Commit() if transaction.decision is Decision.COMMIT else Rollback()
         self._context.emit(Send(branch.participant, transaction.gtrid, command))
@@ -287,7 +288,7 @@ class TwoPhase:
     def _ask_one_phase(self, transaction: Transaction, branch: Branch) -> None:
         branch.retry_at = None
         if self._context.is_up(branch.participant):
-            branch.sent = True
+            branch.sent, branch.overlooked = True, False
             branch.attempts += 1
             self._context.emit(Send(branch.participant, transaction.gtrid, Commit(one_phase=True)))
 

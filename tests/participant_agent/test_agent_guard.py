@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtp import XacoordError
+from dtp import Reason, XacoordError
 from participant_agent.guard import guard
 from participant_agent.v1 import statement_pb2 as pb
 from participant_agent.values import read_statements, render
@@ -212,3 +212,21 @@ def test_how_many_statements() -> None:
     for count in (0, 257):
         with pytest.raises(XacoordError):
             read_statements([statement] * count, True)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DELETE FROM xacoord.witness",
+        "UPDATE `xacoord`.coordinator SET epoch = 1",
+        "SELECT * FROM XACOORD . witness",
+        "INSERT INTO `Xacoord`.`witness` VALUES (1)",
+    ],
+)
+def test_the_agents_own_tables_are_refused(sql: str) -> None:
+    """They are what proves outcomes."""
+    with pytest.raises(XacoordError) as refused:
+        guard(sql)
+    assert refused.value.reason is Reason.STATEMENT_REFUSED
+    guard("SELECT 'xacoord.witness', xacoord FROM t")
+    guard("DELETE FROM xacoord.witness", schema="elsewhere")
