@@ -178,7 +178,7 @@ class Participants:
             self._tell_everybody()  # orphans have waited for this one
 
     def _remind(self, name: str) -> None:
-        """Ask again for ends that have not been answered since the scan before this one: an answer was lost."""
+        """Ask again for ends that have not been told since the scan before this one: an answer was lost."""
         for transaction in list(self._context.open.values()):
             branch = transaction.branches.get(name)
             one_phase = transaction.one_phase and transaction.state is State.PREPARING
