@@ -155,6 +155,11 @@ class _LiveCollector:
         yield GaugeMetricFamily(
             "xacoord_wal_bytes", "Bytes used in the log's current segment.", value=self._log.bytes
         )
+        yield GaugeMetricFamily(
+            "xacoord_wal_room",
+            "1 while there is room for the log's next segment; at 0 Begin is refused before long.",
+            value=self._log.room_ok,
+        )
         yield from self._by_participant()
 
     def _by_participant(self) -> Iterator[Metric]:
@@ -164,6 +169,7 @@ class _LiveCollector:
         orphans = _family("xacoord_orphan_branches", "Branches of ours that the log does not explain.")
         families = [(_family(f"xacoord_{name}", text), attribute) for name, text, attribute in _FROM_THE_SCAN]
         up = _family("xacoord_participant_up", "1 where the participant is fenced, scanned and attached.")
+        hold = _family("xacoord_participant_hold", "1 where the participant remembers what this log lacks.")
         for name, doubt in core.doubts().items():
             participant = core.participants[name]
             begun_at = doubt.oldest_begun_at
@@ -171,9 +177,10 @@ class _LiveCollector:
             oldest.add_metric([name], 0.0 if begun_at is None else max(0.0, self._now - begun_at))
             orphans.add_metric([name], doubt.orphans)
             up.add_metric([name], participant.state is ParticipantState.UP)
+            hold.add_metric([name], participant.state is ParticipantState.HOLD)
             for family, attribute in families:
                 family.add_metric([name], getattr(participant, attribute))
-        yield from (in_doubt, oldest, orphans, up, *(family for family, _ in families))
+        yield from (in_doubt, oldest, orphans, up, hold, *(family for family, _ in families))
 
 
 def _family(name: str, text: str) -> GaugeMetricFamily:

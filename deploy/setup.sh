@@ -329,7 +329,8 @@ main() {
     flock 9 # two of us would unpack into each other's feet
 
     packages=(ca-certificates python3 python3-venv python3-dev gcc libc6-dev pkg-config libmariadb-dev)
-    if [[ $mode == dev ]]; then packages+=(strace); fi
+    # For tests/wal: system calls that fail, and a small file system to fill.
+    if [[ $mode == dev ]]; then packages+=(strace e2fsprogs mount); fi
     apt_install "${packages[@]}" || fail "Debian packages"
     python_environment "$mode" || fail "Python environment"
 

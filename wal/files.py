@@ -6,6 +6,7 @@ EIO, a full disk). It adds no policy: no buffering, no retry, and a short write 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_SECTOR = 512
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -105,6 +107,7 @@ class SystemFiles:
     def pwrite(self, fd: int, data: bytes, offset: int) -> None:
         written = os.pwrite(fd, data, offset)
         if written != len(data):
+            _take_back_part_of_a_sector(fd, offset, written)
             raise OSError(errno.EIO, f"short write: {written} of {len(data)} bytes")
 
     def fdatasync(self, fd: int) -> None:
@@ -143,6 +146,19 @@ class SystemFiles:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+
+def _take_back_part_of_a_sector(fd: int, offset: int, written: int) -> None:
+    """Zeros over the last sector of a short write, if only part of it was written.
+
+    A disk writes a sector whole or not at all; a short write can end inside one, and the next reader would
+    take that for damage and refuse to start. This is no retry (R2): nothing becomes valid by it, and nothing
+    is flushed.
+    """
+    end = offset + written
+    part = min(end % _SECTOR, written)
+    with contextlib.suppress(OSError):
+        os.pwrite(fd, bytes(part), end - part)
 
 
 def _filesystem(device: int) -> str:

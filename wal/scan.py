@@ -130,14 +130,14 @@ class _Scanner:
             return result
         result.header = header
         result.end = result.reach = header.alignment
-        result.chain = header.chain_seed
+        result.chain = seed = header.chain_seed
         result.next_lsn = header.first_lsn
         while result.problem is None:
-            frame = decode_frame_header(self.data, result.end, header.chain_seed)
+            frame = decode_frame_header(self.data, result.end, seed)
             if frame is None or not self._take(header, frame):
                 break
         if result.problem is None:
-            self._judge_tail(header, decode_frame_header(self.data, result.end, header.chain_seed))
+            self._judge_tail(header, decode_frame_header(self.data, result.end, seed))
         return result
 
     def _corrupt(self, offset: int, reason: str) -> None:

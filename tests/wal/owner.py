@@ -29,6 +29,13 @@ class Owner:
         self.threaded = False
         self.log: Log
 
+    def heir(self, files: Any) -> Owner:
+        """The same user on another machine, with this one's disk: knows what this one knows now."""
+        heir = Owner(files, self.directory, self.options)
+        heir.states = dict(self.states)
+        heir.acknowledged = self.acknowledged
+        return heir
+
     def open(self) -> Recovered:
         self.log, recovered = Log.open(
             self.directory,

@@ -70,6 +70,10 @@ class SimulatedFiles:
             raise self.fail_with
         apply()
 
+    def created(self, token: str) -> Inode:
+        """The file that a pending creation made."""
+        return self._created[token]
+
     def process_crash(self) -> None:
         self.handles.clear()
         self.locked = None

@@ -1,12 +1,9 @@
-"""The log with its threads on real files: group commit, lazy records, locks, modes, failures, kills."""
+"""The log with its threads on real files: group commit, lazy records, locks, modes, failures."""
 
 from __future__ import annotations
 
 import errno
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -217,90 +214,6 @@ def test_reading_while_it_is_written(directory: Path) -> None:
     reader.join()
     owner.log.close()
     assert problems == []
-
-
-VICTIM = """
-import itertools, os, signal, sys
-from pathlib import Path
-from wal import Entry, Log, Options, SystemFiles
-
-directory, operation, chosen, moment = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
-numbers = itertools.count(1)
-
-def deadly(name):
-    real = getattr(SystemFiles, name)
-    def method(self, *arguments):
-        number = next(numbers)
-        if number == chosen and moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        try:
-            real(self, *arguments)
-        finally:
-            if number == chosen:
-                os.kill(os.getpid(), signal.SIGKILL)
-    return method
-
-setattr(SystemFiles, operation, deadly(operation))
-log, recovered = Log.open(
-    directory, Options(segment_bytes=65536, allow_unsafe_filesystem=True, tick_seconds=0.01),
-    on_durable=lambda lsn: os.write(1, b"%d\\n" % lsn), on_failure=lambda error: os._exit(74),
-)
-state = {entry.sequence: entry.payload for entry in recovered.entries}
-live = lambda: [Entry(2, 1, sequence, payload) for sequence, payload in state.items()]
-log.start(recovered.epoch + 1, live())
-while True:
-    lsn = log.next_lsn
-    state[lsn % 7] = b"%d " % lsn * (lsn % 400)
-    log.append(1, 1, lsn % 7, state[lsn % 7], kick=True)
-    if log.should_rotate():
-        log.rotate(live())
-    while log.status().queued > 20:
-        pass
-"""
-
-
-def expected_state(lsn: int) -> dict[int, bytes]:
-    return {number % 7: b"%d " % number * (number % 400) for number in range(max(1, lsn - 6), lsn + 1)}
-
-
-@pytest.mark.parametrize(
-    ("operation", "counts"),
-    [
-        ("pwrite", (3, 9, 40, 111)),
-        ("fdatasync", (4, 17, 60, 150)),
-        ("rename", (2, 3, 5)),
-        ("unlink", (2, 3, 4)),
-    ],
-)
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_kill_at_the_nth_operation(
-    directory: Path, operation: str, counts: tuple[int, ...], moment: str
-) -> None:
-    """One log, killed again and again by SIGKILL round a write, a flush, a rename, a removal."""
-    acknowledged = 0
-    for count in counts:
-        victim = subprocess.run(
-            [sys.executable, "-c", VICTIM, str(directory), operation, str(count), moment],
-            stdout=subprocess.PIPE,
-            timeout=60,
-            check=False,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        )
-        assert victim.returncode == -signal.SIGKILL
-        lines = victim.stdout.split()
-        acknowledged = int(lines[-1]) if lines else acknowledged
-        report = verify(directory) if any(directory.glob("wal-*.log")) else None
-        if report is None:
-            assert acknowledged == 0
-            continue
-        assert report.problem is None
-        recovered = read(directory)
-        assert recovered.next_lsn - 1 >= acknowledged
-        state: dict[int, bytes] = {}
-        for entry in recovered.entries:
-            state[entry.sequence] = entry.payload
-        assert state == expected_state(recovered.next_lsn - 1)
-    assert acknowledged > 0 or operation == "pwrite"
 
 
 def test_many_entries_in_a_checkpoint(directory: Path) -> None:

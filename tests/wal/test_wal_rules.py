@@ -197,6 +197,23 @@ def test_watermark_slots_are_written_in_turn() -> None:
     assert {mark.lsn for mark in marks if mark} == {0, 1}
 
 
+def test_a_round_of_the_housekeeper_begins_with_the_watermark() -> None:
+    """So the window in which zeros can hide a record ends with the round that began after it was durable."""
+    files, owner = small_log([[b"x"]])
+    owner.log.tend()
+    owner.rotate()
+    owner.append(2, b"y")
+    owner.drain()
+    before = len(files.log)
+    owner.log.tend()
+    assert files.log[before : before + 3] == ["pwrite", "fdatasync", "unlink wal-0000000000000001.log"]
+    assert "create spare-2.tmp" in files.log[before:]
+    slots = [
+        decode_watermark(bytes(files.cached_names[WATERMARK_NAME].cache[at : at + 512])) for at in (0, 512)
+    ]
+    assert max(mark.lsn for mark in slots if mark) == owner.acknowledged == 2
+
+
 def test_older_directory_restored_is_a_sound_log_of_a_lower_epoch() -> None:
     """The log cannot tell by itself (R9): agents do, who remember a higher epoch of the same identity."""
     files, owner = small_log([[b"x"]])
