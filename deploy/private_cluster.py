@@ -28,6 +28,16 @@ AGENT_PASSWORD = "private"
 _START_SECONDS = 30.0
 _POLL_SECONDS = 0.02
 
+# (link, address) -> the address at which to reach it instead: a proxy's. Links are "coordinator-NAME" (from
+# the coordinator to the agent), "client-NAME" (from clients to the agent) and "server-NAME" (from the agent
+# to its server; the path of a unix socket).
+Via = Callable[[str, str], str]
+
+
+def directly(link: str, address: str) -> str:
+    """No proxy."""
+    return address
+
 
 class ClusterError(Exception):
     """A process did not do what it should; the message has the tail of its output."""
@@ -130,6 +140,7 @@ class Cluster:
         settings: str = "",
         agent_settings: str = "",
         servers: Mapping[str, PrivateServer] | None = None,
+        via: Via = directly,
     ) -> Cluster:
         """Make the servers, databases, accounts and configurations; nothing but the servers runs yet.
 
@@ -137,6 +148,7 @@ class Cluster:
             names: of the participants; each gets a database of that name.
             settings: more TOML for the coordinator's file; `agent_settings` for the agents'.
             servers: running servers to use instead of new ones.
+            via: which way the parts reach each other.
         """
         directory.mkdir(parents=True, exist_ok=True)
         environ = {"PYTHONUNBUFFERED": "1"}
@@ -149,13 +161,14 @@ class Cluster:
             server = (servers or {}).get(name) or PrivateServer.create(engine, directory / name)
             if not server.running:
                 server.start(wait=False)
-            cluster.sites[name] = cluster._site(name, server, agent_settings, environ)
+            cluster.sites[name] = cluster._site(name, server, agent_settings, environ, via)
         for name, site in cluster.sites.items():
             site.server.wait_until_ready()
             site.server.sql(f"CREATE DATABASE IF NOT EXISTS `{name}`")
             site.server.create_agent_account(AGENT_USER, AGENT_PASSWORD, [name])
         participants = "".join(
-            f'[participants.{name}]\nagent = "{site.address}"\n' for name, site in cluster.sites.items()
+            f'[participants.{name}]\nagent = "{via(f"coordinator-{name}", site.address)}"\n'
+            for name, site in cluster.sites.items()
         )
         config.write_text(
             f'[coordinator]\nid = "{coordinator_id}"\ndata_dir = "{directory / "log"}"\n'
@@ -163,12 +176,15 @@ class Cluster:
         )
         return cluster
 
-    def _site(self, name: str, server: PrivateServer, settings: str, environ: Mapping[str, str]) -> Site:
+    def _site(
+        self, name: str, server: PrivateServer, settings: str, environ: Mapping[str, str], via: Via
+    ) -> Site:
         address = f"127.0.0.1:{free_port()}"
         config = self.directory / f"agent-{name}.toml"
         config.write_text(
             f'[agent]\nparticipant = "{name}"\nlisten = "{address}"\n'
-            f'[mysql]\nunix_socket = "{server.socket}"\nuser = "{AGENT_USER}"\n'
+            f'advertise = "{via(f"client-{name}", address)}"\n'
+            f'[mysql]\nunix_socket = "{via(f"server-{name}", str(server.socket))}"\nuser = "{AGENT_USER}"\n'
             f'password = "{AGENT_PASSWORD}"\ndatabase = "{name}"\n{settings}'
         )
         config.chmod(0o600)
