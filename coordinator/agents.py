@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -57,6 +57,15 @@ _OUTCOMES: dict[int, Outcome] = {
 }
 
 
+Connect: TypeAlias = Callable[[str], grpc.aio.Channel]
+"""How a channel to an address is made: `dial`, or what the simulation has in its place."""
+
+
+def dial(address: str) -> grpc.aio.Channel:
+    """A channel to an agent."""
+    return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+
+
 class LinkDown(Exception):
     """The connection cannot be used; the message says why."""
 
@@ -82,6 +91,7 @@ class AgentLink:
         submit: Callable[[inputs.Input], None],
         clock: Callable[[], float],
         purge_mark: Callable[[], str],
+        connect: Connect = dial,
     ) -> None:
         self.participant = participant
         self.address = address
@@ -89,6 +99,7 @@ class AgentLink:
         self._submit = submit
         self._clock = clock
         self._purge_mark = purge_mark
+        self._connect = connect
         self._purged = ""
         self._link = 0
         self._fenced = False
@@ -106,7 +117,7 @@ class AgentLink:
         while True:
             self._link += 1
             connected = self._fenced = False
-            channel = grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
+            channel = self._connect(self.address)
             try:
                 await asyncio.wait_for(channel.channel_ready(), _CONNECT_SECONDS)
                 connected = True
@@ -252,7 +263,10 @@ class AgentLink:
             commands, self._outbox = self._outbox, []
             mark = self._purge_mark()
             purge_below = mark if mark != self._purged else ""
-            await call.write(pb.AttachRequest(commands=commands, purge_below=purge_below))
+            try:
+                await call.write(pb.AttachRequest(commands=commands, purge_below=purge_below))
+            except asyncio.InvalidStateError:  # the stream has just ended; its reader is about to hear why
+                return
             self._purged = mark
 
     def send(self, effect: effects.Send) -> None:

@@ -28,6 +28,7 @@ class Kind(IntEnum):
     END = 5
     HEURISTIC = 6
     FORGET = 7
+    DERIVE = 8
 
 
 class UnknownRecord(Exception):
@@ -46,6 +47,8 @@ def _key(record: Any) -> tuple[int, int]:
         return record.epoch, 0
     if isinstance(record, records.ParticipantRecord):
         return 0, record.number
+    if isinstance(record, records.DeriveRecord):
+        return record.epoch, 0
     return record.id.epoch, record.id.sequence
 
 
@@ -67,7 +70,12 @@ def _participant(record: records.ParticipantRecord) -> pb.ParticipantRecord:
 
 
 def _prepare(record: records.PrepareRecord) -> pb.PrepareRecord:
-    return pb.PrepareRecord(participants=record.participants, begun_at=_microseconds(record.begun_at))
+    return pb.PrepareRecord(
+        participants=record.participants,
+        begun_at=_microseconds(record.begun_at),
+        idempotency_key=record.idempotency_key,
+        fingerprint=record.fingerprint,
+    )
 
 
 def _commit(record: records.CommitRecord) -> pb.CommitRecord:
@@ -107,6 +115,10 @@ def _forget(record: records.ForgetRecord) -> pb.ForgetRecord:
     return pb.ForgetRecord(at=_microseconds(record.at))
 
 
+def _derive(record: records.DeriveRecord) -> pb.DeriveRecord:
+    return pb.DeriveRecord(at=_microseconds(record.at), done=record.done)
+
+
 _ENCODERS: dict[type, tuple[Kind, Callable[[Any], Any]]] = {
     records.EpochRecord: (Kind.EPOCH, _epoch),
     records.ParticipantRecord: (Kind.PARTICIPANT, _participant),
@@ -115,6 +127,7 @@ _ENCODERS: dict[type, tuple[Kind, Callable[[Any], Any]]] = {
     records.EndRecord: (Kind.END, _end),
     records.HeuristicRecord: (Kind.HEURISTIC, _heuristic),
     records.ForgetRecord: (Kind.FORGET, _forget),
+    records.DeriveRecord: (Kind.DERIVE, _derive),
 }
 
 
@@ -146,7 +159,13 @@ def decode(coordinator_id: str, entry: Entry) -> records.Record:
             return records.ParticipantRecord(participant.name, participant.number)
         case Kind.PREPARE:
             prepare = pb.PrepareRecord.FromString(payload)
-            return records.PrepareRecord(id_, tuple(prepare.participants), prepare.begun_at / _MICROSECONDS)
+            return records.PrepareRecord(
+                id_,
+                tuple(prepare.participants),
+                prepare.begun_at / _MICROSECONDS,
+                prepare.idempotency_key,
+                prepare.fingerprint,
+            )
         case Kind.COMMIT:
             commit = pb.CommitRecord.FromString(payload)
             return records.CommitRecord(
@@ -171,6 +190,9 @@ def decode(coordinator_id: str, entry: Entry) -> records.Record:
             return _decode_heuristic(id_, payload)
         case Kind.FORGET:
             return records.ForgetRecord(id_, pb.ForgetRecord.FromString(payload).at / _MICROSECONDS)
+        case Kind.DERIVE:
+            derive = pb.DeriveRecord.FromString(payload)
+            return records.DeriveRecord(entry.epoch, derive.at / _MICROSECONDS, derive.done)
     raise UnknownRecord(
         f"record {entry.lsn} is of kind {entry.kind}, which this version does not know; "
         "start the version that wrote it"

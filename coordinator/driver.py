@@ -19,11 +19,18 @@ import structlog
 from coordinator.agents import AgentLink
 from coordinator.core import effects, inputs
 from coordinator.core.coordinator import Coordinator
-from coordinator.core.effects import Alert, Answer, Changed, Effect, Refused
+from coordinator.core.effects import Alert, AlertKind, Answer, Changed, Effect, Refused
 from coordinator.core.states import ENDS
 from coordinator.journal import Journal
 from dtp import Reason, XacoordError
 from wal import LogError
+
+_ADVICE = {
+    AlertKind.HOLD: {
+        "fix": "put the right log back or, if it is lost for good, see `coordctl recover --derive` "
+        "(docs/operations.md#hold)"
+    }
+}
 
 
 class Observer(Protocol):
@@ -135,6 +142,7 @@ class Driver:
                     gtrid=effect.gtrid,
                     participant=effect.participant,
                     outcome=effect.outcome.value if effect.outcome else None,
+                    **_ADVICE.get(effect.kind, {}),
                 )
             case effects.Fence():
                 self.links[effect.participant].fence(effect)

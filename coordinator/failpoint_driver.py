@@ -3,7 +3,9 @@
 Only a process started with XACOORD_FAILPOINTS uses it (shell.failpoints). Each effect has a pair of
 places, before_NAME and after_NAME, each input one, input_NAME. NAME is the effect's or input's name
 in snake case, with the record or command it carries: force_commit, write_prepare, send_commit,
-reply_begun, durable... (docs/protocol.md lists them).
+reply_begun... (docs/protocol.md lists them). Two more pairs stand around what is durable without
+being an effect: `rotate`, the order to replace the log by its live state, and `epoch`, the writing
+of a new epoch at the start (coordinator/runtime.py).
 """
 
 from __future__ import annotations
@@ -17,9 +19,13 @@ from coordinator.core.coordinator import Coordinator
 from coordinator.driver import Driver, Observer
 from coordinator.journal import Journal
 from shell.failpoints import Failpoints
+from wal import LogError
 
 # After an effect, what it put into a queue gets a moment to leave the process, so that "after" means it.
 _SETTLE_SECONDS = 0.005
+
+# Pairs of places that are no effects.
+OTHER_PAIRS = ("rotate", "epoch")
 
 
 class FailpointDriver(Driver):
@@ -54,10 +60,22 @@ class FailpointDriver(Driver):
                 await self._failpoints.hit(f"before_{name}")
                 if not self._perform_or_fail(effect):
                     return
-                if self._failpoints.wants(f"after_{name}"):
-                    await asyncio.sleep(_SETTLE_SECONDS)
-                    await self._failpoints.hit(f"after_{name}")
-            self._afterwards(event)
+                await self._after(name)
+            rotates = self.journal.should_rotate()
+            if rotates:
+                await self._failpoints.hit("before_rotate")
+            try:
+                self._afterwards(event)
+            except LogError as error:
+                self.fail(error)
+                return
+            if rotates:
+                await self._after("rotate")
+
+    async def _after(self, name: str) -> None:
+        if self._failpoints.wants(f"after_{name}"):
+            await asyncio.sleep(_SETTLE_SECONDS)
+            await self._failpoints.hit(f"after_{name}")
 
 
 def place(effect: effects.Effect) -> str:

@@ -24,6 +24,7 @@ from coordinator.core.replay import Replayed, replay
 from coordinator.core.settings import Settings
 from dtp.xid import MAX_EPOCH
 from wal import Entry, Log, LogStatus, Options, Recovered
+from wal.files import Files
 
 # Room for what a transaction may still write: PREPARE, COMMIT and END, each in a frame of its own.
 # The payload bound: 64 participants, an idempotency key of 128 bytes and its fingerprint of 32.
@@ -133,14 +134,26 @@ def open_log(
     on_durable: Callable[[int], None],
     on_failure: Callable[[BaseException], None],
     flush_observer: FlushObserver | None = None,
+    files: Files | None = None,
+    threaded: bool = True,
 ) -> Opened:
     """Take the log's lock and read it.
+
+    Args:
+        directory, options, on_durable, on_failure, flush_observer, files, threaded: those of wal.Log.open; the
+            simulation has files of its own and no threads.
 
     Raises:
         wal.LogError: it is locked, corrupt, unsafe or too new; LogContradiction, UnknownRecord.
     """
     log, recovered = Log.open(
-        directory, options, on_durable=on_durable, on_failure=on_failure, flush_observer=flush_observer
+        directory,
+        options,
+        on_durable=on_durable,
+        on_failure=on_failure,
+        flush_observer=flush_observer,
+        files=files,
+        threaded=threaded,
     )
     try:
         return Opened(log, recovered, replay_entries(recovered.entries))

@@ -134,6 +134,7 @@ _MESSAGES: dict[int, Any] = {
     Kind.END: record_pb2.EndRecord,
     Kind.HEURISTIC: record_pb2.HeuristicRecord,
     Kind.FORGET: record_pb2.ForgetRecord,
+    Kind.DERIVE: record_pb2.DeriveRecord,
 }
 
 
@@ -156,7 +157,7 @@ class Describer:
         described: dict[str, object] = {"record": kind.name}
         if kind is Kind.EPOCH:
             self._coordinator_id = message.coordinator_id
-        elif kind is not Kind.PARTICIPANT and self._coordinator_id:
+        elif kind not in (Kind.PARTICIPANT, Kind.DERIVE) and self._coordinator_id:
             described["gtrid"] = str(Gtrid(self._coordinator_id, entry.epoch, entry.sequence))
         described.update(MessageToDict(message, preserving_proto_field_name=True))
         return described

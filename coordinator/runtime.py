@@ -26,6 +26,15 @@ from wal import Options
 _SLOW_FLUSH_SECONDS = 10.0
 
 
+def log_options(config: Config) -> Options:
+    """How the log is to be written."""
+    return Options(
+        segment_bytes=config.log.segment_mib << 20,
+        alignment=config.log.alignment,
+        allow_unsafe_filesystem=config.log.allow_unsafe_filesystem,
+    )
+
+
 class Runtime:
     """A coordinator that works. Make it with `start`."""
 
@@ -53,11 +62,7 @@ class Runtime:
         failed: list[Callable[[BaseException], None]] = []
         opened = open_log(
             Path(config.coordinator.data_dir),
-            Options(
-                segment_bytes=config.log.segment_mib << 20,
-                alignment=config.log.alignment,
-                allow_unsafe_filesystem=config.log.allow_unsafe_filesystem,
-            ),
+            log_options(config),
             on_durable=lambda lsn: late[0](lsn),
             on_failure=lambda error: failed[0](error),
             flush_observer=metrics.flushed,
@@ -66,11 +71,14 @@ class Runtime:
             check()
             journal = LogJournal(opened.log, opened.recovered.identity, loop)
             late.append(journal.durable_from_thread)
-            core = start_epoch(opened, config.settings(), config.participants, secrets.randbits(64), clock())
             failpoints = Failpoints.from_environment()
+            if failpoints is not None:
+                await failpoints.hit("before_epoch")
+            core = start_epoch(opened, config.settings(), config.participants, secrets.randbits(64), clock())
             if failpoints is None:
                 driver = Driver(core, journal, clock, metrics)
             else:
+                await failpoints.hit("after_epoch")
                 driver = FailpointDriver(core, journal, clock, metrics, failpoints)
 
             def fail(error: BaseException) -> None:

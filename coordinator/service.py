@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -31,8 +31,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class CoordinatorService(rpc.CoordinatorServicer):
     """What applications call."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, randbits: Callable[[int], int] = secrets.randbits) -> None:
         self._runtime = runtime
+        self._randbits = randbits
         self._driver = runtime.driver
         self._core = runtime.driver.core
 
@@ -53,7 +54,7 @@ class CoordinatorService(rpc.CoordinatorServicer):
             lambda ticket, room: inputs.BeginRequested(
                 ticket,
                 timeout,
-                secrets.randbits(RANDOM_BITS),
+                self._randbits(RANDOM_BITS),
                 room,
                 request.idempotency_key,
                 request.fingerprint,
@@ -90,7 +91,7 @@ class CoordinatorService(rpc.CoordinatorServicer):
                 timeout,
                 wait_for,
                 request.in_order,
-                secrets.randbits(RANDOM_BITS),
+                self._randbits(RANDOM_BITS),
                 room,
                 request.idempotency_key,
                 fingerprint,

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from coordinator.codec import Kind  # noqa: E402
 from coordinator.core import effects, inputs, reconcile, records, states  # noqa: E402
-from coordinator.failpoint_driver import place  # noqa: E402
+from coordinator.failpoint_driver import OTHER_PAIRS, place  # noqa: E402
 from dtp import branch  # noqa: E402
 
 PAGE = ROOT / "docs/protocol.md"
@@ -101,7 +101,7 @@ def input_places() -> list[str]:
 
 def places() -> str:
     """All failpoints."""
-    pairs = ", ".join(f"`{name}`" for name in failpoints())
+    pairs = ", ".join(f"`{name}`" for name in (*failpoints(), *OTHER_PAIRS))
     single = ", ".join(f"`{name}`" for name in input_places())
     return f"Pairs `before_NAME` and `after_NAME`, NAME being one of: {pairs}.\n\nSingle: {single}."
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from dtp import BranchState, Gtrid, Reason, XacoordError
@@ -19,20 +20,20 @@ from participant_agent import store
 from participant_agent.branches import Branches, names_of
 from participant_agent.config import Config
 from participant_agent.control import Control, StartError
-from participant_agent.core import preflight, recovery
+from participant_agent.core import preflight, recall, recovery
 from participant_agent.core.effects import Ok
 from participant_agent.core.engine import Engine
 from participant_agent.core.errors import Failure
 from participant_agent.core.finish import Finished
 from participant_agent.core.preflight import Check, Severity
-from participant_agent.core.recovery import Scanned
+from participant_agent.core.recovery import Fenced, Scanned
 from participant_agent.core.registry import Execute, Perform, Refuse
 from participant_agent.core.work import Statement, Voted
 from participant_agent.fences import Fences, check_coordinator_id, check_identity
 from participant_agent.link import Link, report_message
 from participant_agent.pool import Pool, with_raw_cells
 from participant_agent.purge import Purge
-from participant_agent.session import Session, Target
+from participant_agent.session import Connect, Session, Target
 from participant_agent.v1 import participant_agent_pb2 as pb
 from shell.failpoints import Failpoints
 
@@ -80,18 +81,29 @@ def target_of(config: Config) -> Target:
 
 
 class Agent:
-    """One participant's agent. `await start()`, then the methods behind the service, then `await stop()`."""
+    """One participant's agent. `await start()`, then the methods behind the service, then `await stop()`.
 
-    def __init__(self, config: Config, failpoints: Failpoints | None, log: Any) -> None:
+    Args:
+        connect: opens sessions; the simulation has its own.
+    """
+
+    def __init__(
+        self, config: Config, failpoints: Failpoints | None, log: Any, connect: Connect = Session.open
+    ) -> None:
         self.config = config
         self.log = log
         name, target, sessions = config.agent.participant, target_of(config), config.sessions
         self.control = Control(
-            with_raw_cells(target, _CONTROL_SECONDS), name, config.agent.take_over_seconds, failpoints, log
+            with_raw_cells(target, _CONTROL_SECONDS),
+            name,
+            config.agent.take_over_seconds,
+            failpoints,
+            log,
+            connect,
         )
         wait = sessions.acquire_timeout_seconds
-        self.workers = Pool(target, name, 0, sessions.max, sessions.warm, wait)
-        self.finishers = Pool(target, name, sessions.max, FINISHERS, 2, wait)
+        self.workers = Pool(target, name, 0, sessions.max, sessions.warm, wait, connect)
+        self.finishers = Pool(target, name, sessions.max, FINISHERS, 2, wait, connect)
         self.fences = Fences(config, self.control)
         self.links: dict[str, Link] = {}
         self.branches = Branches(
@@ -144,6 +156,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         self._background = [
             loop.create_task(self.control.keep(self._control_lost, self._begin_serving)),
+            loop.create_task(self.control.beat()),
             loop.create_task(self._tick()),
         ]
         return checks
@@ -160,7 +173,12 @@ class Agent:
         server = self.control.server
         assert server is not None
         for pool in (self.workers, self.finishers):
-            pool.retarget(self.control.connection_id, server.net_buffer_length, server.sql_mode)
+            pool.retarget(
+                self.control.connection_id,
+                self.control.token_lock,
+                server.net_buffer_length,
+                server.sql_mode,
+            )
         self.branches.all_sessions_ended()
         await self.fences.load()
         self.serving.set()
@@ -360,11 +378,7 @@ class Agent:
     async def lookup(self, coordinator_id: str, gtrids: Sequence[str]) -> list[recovery.Lookup]:
         """Evidence about transactions, one a gtrid."""
         self._require_serving()
-        if len(gtrids) > 1000:
-            raise XacoordError(Reason.INVALID_REQUEST, f"{len(gtrids)} gtrids; a lookup takes at most 1,000")
-        for gtrid in gtrids:
-            if Gtrid.parse(gtrid).coordinator_id != coordinator_id:
-                raise XacoordError(Reason.INVALID_GTRID, "a gtrid of another coordinator", gtrid=gtrid)
+        self._check_gtrids(coordinator_id, gtrids)
         fence = self.fences.get(coordinator_id)
         if fence is None:
             return [recovery.Lookup.NONE for _ in gtrids]
@@ -381,6 +395,48 @@ class Agent:
         live = before | set(self.branches.registry.entries)
         undecided, committed = recovery.Lookup.UNDECIDED, recovery.Lookup.COMMITTED
         return [undecided if g in live and evidence[g] != committed else evidence[g] for g in gtrids]
+
+    async def recall(
+        self, coordinator_id: str, gtrids: Sequence[str]
+    ) -> tuple[Fenced | None, str, list[recall.Recollection]]:
+        """What is remembered of a coordinator, its last witness row of several participants, and what each
+        gtrid has left here."""
+        self._require_serving()
+        check_coordinator_id(coordinator_id)
+        self._check_gtrids(coordinator_id, gtrids)
+        fence = self.fences.get(coordinator_id)
+        if fence is None:
+            unknown = recall.Recollection(recovery.Lookup.NONE, prepared=False)
+            return None, "", [unknown for _ in gtrids]
+        table = self.config.witness_table
+        last = await self.control.drive(recovery.last_committed(table, coordinator_id, fence.number))
+        before = set(self.branches.registry.entries)
+        procedure = recall.recall(
+            self.engine,
+            table,
+            lambda: self.fences[coordinator_id].purged_to,
+            fence.number,
+            tuple(dict.fromkeys(gtrids)),
+        )
+        session = await self.finishers.acquire()
+        clean = False
+        try:
+            found = await self.control.drive(procedure, session)
+            clean = True
+        finally:
+            (self.finishers.release if clean else self.finishers.discard)(session)
+        live = before | set(self.branches.registry.entries)
+        for gtrid in live & set(found):
+            if found[gtrid].state is not recovery.Lookup.COMMITTED:
+                found[gtrid] = replace(found[gtrid], state=recovery.Lookup.UNDECIDED)
+        return fence, last, [found[gtrid] for gtrid in gtrids]
+
+    def _check_gtrids(self, coordinator_id: str, gtrids: Sequence[str]) -> None:
+        if len(gtrids) > 1000:
+            raise XacoordError(Reason.INVALID_REQUEST, f"{len(gtrids)} gtrids; one call takes at most 1,000")
+        for gtrid in gtrids:
+            if Gtrid.parse(gtrid).coordinator_id != coordinator_id:
+                raise XacoordError(Reason.INVALID_GTRID, "a gtrid of another coordinator", gtrid=gtrid)
 
 
 def _as_error(failure: Failure, gtrid: str) -> XacoordError:

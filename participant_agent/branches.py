@@ -17,7 +17,6 @@ from typing import Any
 from dtp import BranchEvent, BranchState, Reason, Vote, XacoordError, Xid
 from participant_agent.control import Control
 from participant_agent.core import finish, work
-from participant_agent.core.effects import Lost
 from participant_agent.core.errors import Failure
 from participant_agent.core.finish import Branch, Finished, SessionUse, State
 from participant_agent.core.registry import (
@@ -245,16 +244,13 @@ class Branches:
         if not await self._unended_is_gone(entry):
             return Finished(State.RETRY, SessionUse.CLOSE, _NOT_ENDED)
         branch = entry.work.branch if entry.work else self._names(entry.gtrid, entry.coordinator_id)
-        if commit.one_phase and entry.state is not BranchState.PREPARED:
-            result = await self._control.drive(
-                finish.resolve_one_phase(branch, Lost("the branch is not known"))
-            )
-            return self._settle_end(entry, result, owned=False)
+        in_doubt = commit.one_phase and entry.state is not BranchState.PREPARED
         try:
             session, owned = await self._finisher(entry)
         except XacoordError as error:
             return Finished(State.RETRY, SessionUse.CLOSE, Failure(error.reason, error.message))
-        result = await self._control.drive(finish.commit(branch, session.known_as), session)
+        procedure = finish.commit_in_doubt if in_doubt else finish.commit
+        result = await self._control.drive(procedure(branch, session.known_as), session)
         return self._settle_end(entry, result, owned)
 
     async def _commit_active(self, entry: Entry) -> Finished:
@@ -343,7 +339,7 @@ class Branches:
             entry.move(_E.ROLLED_BACK)
             self._remember(entry, EndedAs.ROLLED_BACK, entry.doom or result.failure)
         elif result.state is State.RETRY:
-            entry.move(_E.ENDED)  # only the server knows; the next commit asks it (finish.resolve_one_phase)
+            entry.move(_E.ENDED)  # only the server knows; the next commit asks it (finish.commit_in_doubt)
         else:
             self._log.error("heuristic outcome", gtrid=entry.gtrid, state=result.state.value)
             entry.state = BranchState.NON_EXISTENT

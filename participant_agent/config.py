@@ -23,13 +23,14 @@ class AgentSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         participant: the participant's name, 1 to 40 characters of [a-z0-9_-].
         listen: "host:port", or "unix:/path".
         advertise: where clients reach it; "" means `listen`.
-        take_over_seconds: how long a start waits for a former agent's lock before it is refused.
+        take_over_seconds: how long a start waits for a former agent's lock before it is refused; longer than
+            a server keeps the lock of an agent that has vanished (control.SILENCE_SECONDS).
     """
 
     participant: str
     listen: str = "127.0.0.1:7430"
     advertise: str = ""
-    take_over_seconds: float = 10.0
+    take_over_seconds: float = 20.0
     log_level: str = "INFO"
 
     def __post_init__(self) -> None:

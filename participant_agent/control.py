@@ -4,22 +4,30 @@ It holds the participant's user lock; XA RECOVER, KILL, witness and fence querie
 time. When it is lost the agent is not the participant's agent any more: it stops serving, reconnects with
 backoff, takes the lock again, ends every session that is left from before (core/sessions.take_over) and only
 then serves again.
+
+Silence ends it on both sides: it is used every BEAT_SECONDS, so the agent notices a server that does not
+answer, and the server closes it after SILENCE_SECONDS without a query (wait_timeout). An agent whose host has
+vanished would otherwise hold the participant for the hours that servers wait by default.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
+import secrets
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from participant_agent.core import preflight, sessions
 from participant_agent.core.effects import Lost, Ok, OnControl, Procedure, Query, Result, Sleep, number
 from participant_agent.core.preflight import Server
-from participant_agent.session import ConnectError, Session, Target
+from participant_agent.session import Connect, ConnectError, Session, Target
 from shell.failpoints import Failpoints
 
 T = TypeVar("T")
+
+BEAT_SECONDS = 4.0
+SILENCE_SECONDS = 15
 
 _FIRST_BACKOFF_SECONDS = 0.05
 _LONGEST_BACKOFF_SECONDS = 1.0
@@ -30,7 +38,12 @@ class StartError(Exception):
 
 
 class Control:
-    """The control connection and what the server said about itself."""
+    """The control connection and what the server said about itself.
+
+    Attributes:
+        make_token: names a take-over like no other.
+        token_lock: the user lock of the last one; who holds it is this control connection.
+    """
 
     def __init__(
         self,
@@ -39,18 +52,25 @@ class Control:
         patience_seconds: float,
         failpoints: Failpoints | None,
         log: Any,
+        connect: Connect = Session.open,
     ) -> None:
-        self._target = target
+        self._target = replace(
+            target, set_up=(*target.set_up, f"SET SESSION wait_timeout = {SILENCE_SECONDS}")
+        )
+        self._connect = connect
         self._participant = participant
         self._attempts = max(1, int(patience_seconds / sessions.LOCK_RETRY_SECONDS))
         self._failpoints = failpoints
         self._log = log
         self._session: Session | None = None
         self._turn = asyncio.Lock()
+        self._running: set[asyncio.Future[Result]] = set()
         self._lost = asyncio.Event()
         self._former: tuple[int, float] | None = None
         self.server: Server | None = None
         self.held = False
+        self.token_lock = ""
+        self.make_token: Callable[[], str] = lambda: f"t{secrets.token_hex(5)}"
 
     @property
     def connection_id(self) -> int:
@@ -58,7 +78,16 @@ class Control:
         return self._session.connection_id if self._session is not None else 0
 
     async def query(self, query: Query) -> Result:
-        """Run a query on the control connection, after those before it."""
+        """Run a query on the control connection, after those before it.
+
+        It is carried out to its end also where its caller is cancelled: the next query would get its answer.
+        """
+        running = asyncio.ensure_future(self._in_turn(query))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        return await asyncio.shield(running)
+
+    async def _in_turn(self, query: Query) -> Result:
         async with self._turn:
             if self._session is None:
                 return Lost("the agent has no connection to the server")
@@ -98,7 +127,7 @@ class Control:
 
     async def connect(self) -> None:
         """Connect and find out which server this is. Raises ConnectError."""
-        session = await Session.open(self._target)
+        session = await self._connect(self._target)
         self._session = session
         server = await self.drive(preflight.identify())
         if server is None:
@@ -115,7 +144,8 @@ class Control:
             ConnectError: the connection was lost meanwhile.
         """
         former = await self._own_former_control()
-        taken = await self.drive(sessions.take_over(self._participant, self._attempts, former))
+        token = self.make_token()
+        taken = await self.drive(sessions.take_over(self._participant, self._attempts, former, token))
         if taken.state is sessions.TakeOver.HELD_BY_OTHER:
             raise StartError(
                 f"another agent speaks for participant {self._participant!r}: the server's connection "
@@ -124,7 +154,8 @@ class Control:
         session = self._session
         if taken.state is sessions.TakeOver.FAILED or session is None or session.dead:
             raise ConnectError(2013, taken.message or "connection lost")
-        self._former = (session.connection_id, time.monotonic())
+        self.token_lock = sessions.token_lock(self._participant, token)
+        self._former = (session.connection_id, asyncio.get_running_loop().time())
         self._lost.clear()
         session.on_death = self._on_death
         self.held = True
@@ -139,7 +170,8 @@ class Control:
         answer = await self.query(Query("SHOW GLOBAL STATUS LIKE 'Uptime'"))
         if not isinstance(answer, Ok) or not answer.rows:
             return None
-        return connection_id if number(answer.rows[0][1]) > time.monotonic() - since else None
+        gone = asyncio.get_running_loop().time() - since
+        return connection_id if number(answer.rows[0][1]) > gone else None
 
     def _on_death(self) -> None:
         self.held = False
@@ -165,6 +197,15 @@ class Control:
                     )
                     await asyncio.sleep(backoff)
                     backoff = min(backoff * 2, _LONGEST_BACKOFF_SECONDS)
+
+    async def beat(self) -> None:
+        """Run for ever: use the connection now and then; an answer that does not come ends it."""
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            if self.held:
+                await self.query(
+                    Query("SELECT IS_USED_LOCK(%s)", (sessions.participant_lock(self._participant),))
+                )
 
     def close(self) -> None:
         """Close the connection; the lock is free then."""

@@ -93,6 +93,7 @@ def doctor(path: Path | None, output: str) -> None:
 async def _serve(config: Config) -> int:
     from grpc_health.v1 import health_pb2
 
+    from dtp import XacoordError
     from participant_agent.agent import Agent, PreflightError
     from participant_agent.control import StartError
     from participant_agent.session import ConnectError
@@ -108,6 +109,9 @@ async def _serve(config: Config) -> int:
         return shell_config.EXIT_CONFIG
     except StartError as error:
         log.error("cannot start", detail=str(error))
+        return EXIT_UNAVAILABLE
+    except XacoordError as error:
+        log.error("cannot use the server", reason=error.reason.value, detail=error.message)
         return EXIT_UNAVAILABLE
     except ConnectError as error:
         where = config.mysql.unix_socket or f"{config.mysql.host}:{config.mysql.port}"

@@ -14,7 +14,7 @@ from dtp.xid import MAX_EPOCH, MAX_PARTICIPANT_NUMBER, is_coordinator_id
 from participant_agent.config import Config
 from participant_agent.control import Control
 from participant_agent.core import recovery
-from participant_agent.core.recovery import Fenced
+from participant_agent.core.recovery import Fenced, Takeover
 from participant_agent.core.resolve import Evidence
 from participant_agent.v1 import participant_agent_pb2 as pb
 
@@ -45,9 +45,11 @@ class Fences:
         purged_to = recovery.unprovable_below(fence.coordinator_id, fence.epoch)
         return await self._write(replace(fence, purged_to=purged_to), {fence.epoch: fence.nonce})
 
-    async def _write(self, wanted: Fenced, history: dict[int, int]) -> Fenced:
+    async def _write(
+        self, wanted: Fenced, history: dict[int, int], takeover: Takeover | None = None
+    ) -> Fenced:
         schema, participant = self._config.mysql.schema, self._config.agent.participant
-        return await self._control.drive(recovery.fence(schema, participant, wanted, history))
+        return await self._control.drive(recovery.fence(schema, participant, wanted, history, takeover))
 
     def _learn(self, fence: Fenced) -> None:
         known = self._remembered.get(fence.coordinator_id)
@@ -68,7 +70,7 @@ class Fences:
             wanted = replace(
                 wanted, purged_to=recovery.unprovable_below(request.coordinator_id, request.epoch)
             )
-        self._learn(await self._write(wanted, history))
+        self._learn(await self._write(wanted, history, read_takeover(request)))
 
     def of(self, coordinator_id: str, epoch: int) -> Fenced:
         """The coordinator's fence. Raises UNKNOWN_EPOCH or STALE_EPOCH where `epoch` is another one."""
@@ -129,6 +131,21 @@ def read_fence(request: pb.FenceRequest) -> tuple[Fenced, dict[int, int]]:
     nonce = history[request.epoch]
     wanted = Fenced(request.coordinator_id, request.number, request.epoch, request.log_identity, nonce)
     return wanted, history
+
+
+def read_takeover(request: pb.FenceRequest) -> Takeover | None:
+    """What an operator's request expects to be remembered; None for an ordinary fence.
+
+    Raises:
+        XacoordError: INVALID_REQUEST.
+    """
+    if not request.HasField("takeover"):
+        return None
+    expected = request.takeover
+    check_identity(request.coordinator_id, expected.epoch, expected.log_identity)
+    if request.epoch <= expected.epoch:
+        raise _invalid(f"a takeover of epoch {expected.epoch} needs a higher epoch than {request.epoch}")
+    return Takeover(expected.epoch, expected.nonce, expected.log_identity)
 
 
 def check_coordinator_id(coordinator_id: str) -> None:

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from dtp import Reason, XacoordError
 from participant_agent.core.effects import Ok, Query, number
-from participant_agent.core.sessions import participant_lock, slot_lock
-from participant_agent.session import ConnectError, Session, Target
+from participant_agent.core.sessions import slot_lock
+from participant_agent.session import Connect, ConnectError, Session, Target
 
 
 class Pool:
@@ -26,12 +26,21 @@ class Pool:
         first, size: the slots.
         warm: how many idle sessions are kept.
         wait_seconds: how long `acquire` waits for a free session.
+        connect: opens a session.
     """
 
     def __init__(
-        self, target: Target, participant: str, first: int, size: int, warm: int, wait_seconds: float
+        self,
+        target: Target,
+        participant: str,
+        first: int,
+        size: int,
+        warm: int,
+        wait_seconds: float,
+        connect: Connect = Session.open,
     ) -> None:
         self._target = target
+        self._connect = connect
         self._participant = participant
         self._slots = deque(range(first, first + size))
         self._idle: list[Session] = []
@@ -40,13 +49,9 @@ class Pool:
         self._warm = warm
         self._wait_seconds = wait_seconds
         self.control_id = 0
+        self.token_lock = ""
         self.net_buffer_length = 1024
         self.sql_mode = ""
-
-    @property
-    def in_use(self) -> int:
-        """Sessions that are lent."""
-        return len(self._busy)
 
     @property
     def idle(self) -> int:
@@ -90,7 +95,7 @@ class Pool:
     async def _open(self, slot: int) -> Session:
         lock = slot_lock(self._participant, slot)
         try:
-            session = await Session.open(self._target)
+            session = await self._connect(self._target)
         except ConnectError as error:
             self._give_back(slot)
             raise XacoordError(
@@ -104,7 +109,7 @@ class Pool:
         session.net_buffer_length = self.net_buffer_length
         for attempt in range(50):
             held = await session.query(
-                Query("SELECT GET_LOCK(%s, 0), IS_USED_LOCK(%s)", (lock, participant_lock(self._participant)))
+                Query("SELECT GET_LOCK(%s, 0), IS_USED_LOCK(%s)", (lock, self.token_lock))
             )
             if not isinstance(held, Ok) or number(held.rows[0][1]) != self.control_id:
                 self.discard(session)
@@ -151,9 +156,10 @@ class Pool:
                 waiter.set_result(None)
                 return
 
-    def retarget(self, control_id: int, net_buffer_length: int, sql_mode: str) -> None:
+    def retarget(self, control_id: int, token_lock: str, net_buffer_length: int, sql_mode: str) -> None:
         """The agent holds the participant's lock by a new control connection: sessions of before are void."""
         self.control_id = control_id
+        self.token_lock = token_lock
         self.net_buffer_length = net_buffer_length
         self.sql_mode = sql_mode
         self.close_idle()

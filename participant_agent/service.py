@@ -78,6 +78,31 @@ class Service(rpc.ParticipantAgentServicer):
             ]
         )
 
+    async def Recall(self, request: pb.RecallRequest, context: Context) -> pb.RecallResponse:
+        if request.participant not in ("", self._agent.config.agent.participant):
+            raise mismatch(self._agent.config.agent.participant)
+        gtrids = request.gtrids
+        fence, last_committed, found = await self._agent.recall(request.coordinator_id, gtrids)
+        response = pb.RecallResponse(last_committed=last_committed, server=self._agent.server_info())
+        if fence is not None:
+            response.memory.CopyFrom(
+                pb.Memory(
+                    number=fence.number,
+                    epoch=fence.epoch,
+                    nonce=fence.nonce,
+                    log_identity=fence.log_identity,
+                    purged_to=fence.purged_to,
+                )
+            )
+        for gtrid, known in zip(gtrids, found, strict=True):
+            response.recollections.add(
+                gtrid=gtrid,
+                state=_EVIDENCE[known.state],
+                prepared=known.prepared,
+                participants=known.participants,
+            )
+        return response
+
     async def Attach(
         self, requests: AsyncIterator[pb.AttachRequest], context: Context
     ) -> AsyncIterator[pb.AttachResponse]:

@@ -22,10 +22,10 @@ import contextlib
 import fcntl
 import gc
 import termios
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from MySQLdb import _exceptions, _mysql
 from MySQLdb.constants import CLIENT, FIELD_TYPE, FLAG
@@ -197,6 +197,10 @@ class Session:
         self._timer = self._loop.call_later(self._target.timeout_seconds, self._timed_out)
         try:
             return await self._answer
+        except asyncio.CancelledError:
+            # The answer will come all the same, and the next query must not take it for its own.
+            self._die(Lost("the query was cancelled"))
+            raise
         finally:
             self._timer.cancel()
             self._answer = None
@@ -321,3 +325,7 @@ class Session:
         """Close our side. The server rolls back what is active and keeps what is prepared."""
         self.on_death = None
         self._die(Lost("the session was closed"))
+
+
+Connect: TypeAlias = Callable[[Target], Awaitable[Session]]
+"""How a session is opened: `Session.open`, or what the simulation has in its place."""

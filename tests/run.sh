@@ -32,18 +32,39 @@ if [[ -d proto ]]; then
     checks+=", buf"
 fi
 
-step "pytest"
-output=$(mktemp)
-trap 'rm -f "$output"' EXIT
+# Two lanes, one a core: what works in memory, and what starts servers. The second is everything that the first
+# does not name, so that no folder can be forgotten.
+in_memory=(tests/core tests/dtp tests/mutations tests/scenarios tests/simulation tests/wal)
+elsewhere=()
+for path in "${in_memory[@]}"; do elsewhere+=("--ignore=$path"); done
+
+scratch=$(mktemp -d)
+memory=
+# A lane in the background does not hear Ctrl-C.
+trap '[[ -z $memory ]] || kill "$memory" 2>/dev/null || true; rm -rf "$scratch"' EXIT
+export XACOORD_TALLY=$scratch/tally
+touch "$XACOORD_TALLY"
 colour=no
 if [[ -t 1 ]]; then colour=yes; fi
-status=0
-pytest --color="$colour" 2>&1 | tee "$output" || status=$?
+
 # pytest's last line, "=== 12 passed in 3.45s ===", without colours and rules.
-counts=$(tail -n 1 "$output" | sed -E 's/\x1b\[[0-9;]*m//g; s/^=+ | =+$//g')
+counts() { tail -n 1 "$1" | sed -E 's/\x1b\[[0-9;]*m//g; s/^=+ | =+$//g'; }
+
+step "pytest, two lanes: in memory (shown when it ends) and on servers"
+pytest --color="$colour" -p no:cacheprovider "${in_memory[@]}" >"$scratch/memory" 2>&1 &
+memory=$!
+status=0
+pytest --color="$colour" "${elsewhere[@]}" tests 2>&1 | tee "$scratch/servers" || status=$?
+step "on servers: $(counts "$scratch/servers")"
+wait "$memory" || status=$?
+memory=
+cat "$scratch/memory"
+step "in memory: $(counts "$scratch/memory")"
+
+python -m tests.tiers "$XACOORD_TALLY" || status=$?
 if ((status)); then
-    step "FAILED: $counts ($checks passed)"
+    step "FAILED ($checks passed)"
 else
-    step "passed: $counts ($checks passed)"
+    step "passed ($checks passed)"
 fi
 exit "$status"

@@ -15,7 +15,8 @@ from pathlib import Path
 # What a full run does at least.
 FLOORS = {
     "simulation: seeds": 3_000,
-    "fidelity: sequences, per engine": 200,
+    "fidelity: sequences, mysql": 200,
+    "fidelity: sequences, mariadb": 200,
     "log: bit flips": 262_000,
     "log: power-cut states": 50_000,
     "log: failed system calls": 1_000,

@@ -16,7 +16,7 @@ from coordinator.core.context import Context, Doubt, Participant
 from coordinator.core.effects import Effect, Rejection
 from coordinator.core.participants import Participants, recovered_transaction
 from coordinator.core.reconcile import PlanItem, PlanReason
-from coordinator.core.records import CommitRecord, EpochRecord, ParticipantRecord, PrepareRecord, Record
+from coordinator.core.records import CommitRecord, DeriveRecord, EpochRecord, ParticipantRecord, Record
 from coordinator.core.replay import LogContradiction, OpenTransaction, Replayed
 from coordinator.core.requests import Requests
 from coordinator.core.settings import Settings
@@ -27,6 +27,7 @@ from coordinator.core.two_phase import TwoPhase, heuristic_record
 from dtp import BranchState, Decision, Gtrid, Outcome, Reason, Vote, Xid
 from dtp.outcome import combine
 
+DERIVING = "`coordctl recover --derive --apply` began in this log and has not ended; run it again"
 _SWEEP_EVERY = 5.0
 _FIRST_CONTACT = 5.0  # seconds after which a participant that has not answered counts as away
 _KEEP_NONCES = 1_000  # an agent that missed more starts than this is put on HOLD
@@ -52,6 +53,9 @@ class Coordinator:
         self._requests = Requests(self._context, self._two_phase)
         self._participants = Participants(self._context, self._two_phase)
         self._nonces = dict(sorted(replayed.nonces.items())[-_KEEP_NONCES:])
+        self._deriving = replayed.deriving
+        if self._deriving:
+            self._context.log_lost = DERIVING
         self._context.marks = {epoch: replayed.marks.get(epoch, 0) for epoch in self._nonces}
         configured = set(participants)
         for name, number in sorted(replayed.numbers.items()):
@@ -223,6 +227,8 @@ class Coordinator:
             for epoch, nonce in self._nonces.items()
         ]
         records += [ParticipantRecord(p.name, p.number) for p in context.participants.values()]
+        if self._deriving:
+            records.append(DeriveRecord(context.epoch, 0.0, done=False))
         for transaction in context.open.values():
             if not transaction.forgotten:  # the checkpoint stands behind its FORGET record
                 records += _records_of(transaction)
@@ -233,7 +239,7 @@ class Coordinator:
 def _records_of(transaction: Transaction) -> list[Record]:
     records: list[Record] = []
     if transaction.prepare_written:
-        records.append(PrepareRecord(transaction.id, transaction.numbers, transaction.begun_at))
+        records.append(transaction.prepare_record)
     is_heuristic = transaction.state is State.HEURISTIC
     if transaction.decision is Decision.COMMIT and not transaction.one_phase:
         # Branches that have committed are named, too: asked again they say so, and without them a

@@ -74,9 +74,8 @@ class Participants:
             participant.address = event.address
             if self._is_missing(event.last_committed):
                 missing = event.last_committed
-                self._context.log_lost = (
-                    f"{participant.name} has committed {missing}, which is not in this log"
-                )
+                proof = f"{participant.name} has committed {missing}, which is not in this log"
+                self._context.log_lost = self._context.log_lost or proof
             if self._context.log_lost:
                 self._hold_all()
                 return
@@ -100,7 +99,7 @@ class Participants:
         self._hold(participant, why)
         if event.reason is not Reason.PARTICIPANT_MISMATCH:
             # It is the log that is an old one, not this agent that is odd.
-            self._context.log_lost = f"{participant.name} says {why}"
+            self._context.log_lost = self._context.log_lost or f"{participant.name} says {why}"
             self._hold_all()
         self.release()
 
@@ -215,7 +214,7 @@ class Participants:
             context.open.get,
             lambda gtrid: context.memory.ended_since(gtrid, started_at),
         )
-        on_hold = participant.state is ParticipantState.HOLD
+        on_hold = participant.state is ParticipantState.HOLD or bool(context.log_lost)
         return plan(knowledge, participant.name, participant.number, on_hold, prepared)
 
     def _count(

@@ -43,6 +43,8 @@ class PrepareRecord:
     id: Gtrid
     participants: tuple[int, ...]
     begun_at: float
+    idempotency_key: str = ""
+    fingerprint: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,15 @@ class ForgetRecord:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class DeriveRecord:
+    """Outcomes are being worked out without the log. Until one that is `done`, everything is on HOLD."""
+
+    epoch: int
+    at: float
+    done: bool
+
+
 Record = (
     EpochRecord
     | ParticipantRecord
@@ -100,4 +111,5 @@ Record = (
     | EndRecord
     | HeuristicRecord
     | ForgetRecord
+    | DeriveRecord
 )

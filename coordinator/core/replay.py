@@ -4,7 +4,8 @@
 2. COMMIT without END: tell every branch again; each says whether it is committed already.
 3. END: forget it, but for the idempotency key of a committed transaction.
 4. HEURISTIC without FORGET: keep it listed.
-5. EPOCH: the nonces of the last epochs prove to an agent that this log is the one it knows.
+5. DERIVE without a later one that is done: nothing may be presumed; people have to end it.
+6. EPOCH: the nonces of the last epochs prove to an agent that this log is the one it knows.
 
 The fold is total: records may come twice (a checkpoint and the segment before it), never in an
 order that contradicts itself; a contradiction means a damaged log and raises.
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 
 from coordinator.core.records import (
     CommitRecord,
+    DeriveRecord,
     EndRecord,
     EpochRecord,
     ForgetRecord,
@@ -54,7 +56,10 @@ class OpenTransaction:
 
 @dataclass(slots=True)
 class Replayed:
-    """What the log knows. `nonces` and `marks` are by epoch; a mark is the highest counter with a record."""
+    """What the log knows. `nonces` and `marks` are by epoch; a mark is the highest counter with a record.
+
+    `deriving`: outcomes were being worked out without the log, and that has not ended.
+    """
 
     coordinator_id: str = ""
     epoch: int = 0
@@ -63,6 +68,7 @@ class Replayed:
     numbers: dict[str, int] = field(default_factory=dict)
     transactions: dict[str, OpenTransaction] = field(default_factory=dict)
     keys: dict[str, EndRecord] = field(default_factory=dict)
+    deriving: bool = False
 
     @property
     def names(self) -> dict[int, str]:
@@ -103,6 +109,8 @@ def _fold(state: Replayed, record: Record) -> None:
         case PrepareRecord():
             transaction = _transaction(state, record.id, record.participants, record.begun_at)
             transaction.prepare_record = True
+            transaction.idempotency_key = record.idempotency_key
+            transaction.fingerprint = record.fingerprint
         case CommitRecord():
             transaction = _transaction(state, record.id, record.participants, record.begun_at)
             transaction.participants = record.participants
@@ -127,6 +135,8 @@ def _fold(state: Replayed, record: Record) -> None:
             forgotten = state.transactions.pop(str(record.id), None)
             if forgotten is not None and forgotten.idempotency_key:
                 _remember_forgotten(state, forgotten, record)
+        case DeriveRecord():
+            state.deriving = not record.done
 
 
 def _remember_forgotten(state: Replayed, forgotten: OpenTransaction, record: ForgetRecord) -> None:

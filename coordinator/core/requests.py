@@ -174,6 +174,11 @@ class Requests:
         settings = context.settings
         if context.draining:
             return Refused(Reason.DRAINING, "the coordinator is stopping; try again in a moment")
+        if context.log_lost:
+            return Refused(
+                Reason.PARTICIPANT_HELD,
+                f"every participant is on hold: {context.log_lost}; see coordctl status",
+            )
         timeout = event.timeout_seconds
         if timeout is not None and not 0 < timeout <= settings.max_timeout:
             return Refused(

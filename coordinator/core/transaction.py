@@ -7,6 +7,7 @@ from typing import Any
 
 from coordinator.core.effects import Rejection
 from coordinator.core.inputs import Failure, RunBranch, WaitFor
+from coordinator.core.records import PrepareRecord
 from coordinator.core.states import ENDS, State
 from dtp import BranchState, Decision, Gtrid, Outcome, Vote
 
@@ -110,6 +111,11 @@ class Transaction:
     def numbers(self) -> tuple[int, ...]:
         """The participants' numbers."""
         return tuple(branch.number for branch in self.branches.values())
+
+    @property
+    def prepare_record(self) -> PrepareRecord:
+        """What the log keeps from the beginning of phase 1 until END."""
+        return PrepareRecord(self.id, self.numbers, self.begun_at, self.idempotency_key, self.fingerprint)
 
     def note(self, now: float, what: str, participant: str = "") -> None:
         """Add a line to the timeline (bounded: a branch that is retried for days does not grow it)."""

@@ -34,7 +34,7 @@ from coordinator.core.effects import (
     Send,
 )
 from coordinator.core.inputs import BranchFinished, BranchVoted, Failure, RunBranch, WaitFor
-from coordinator.core.records import CommitRecord, EndRecord, HeuristicRecord, PrepareRecord
+from coordinator.core.records import CommitRecord, EndRecord, HeuristicRecord
 from coordinator.core.states import State, Trigger
 from coordinator.core.timers import TimerKind
 from coordinator.core.transaction import Branch, Transaction
@@ -96,7 +96,7 @@ class TwoPhase:
         transaction.prepare_written = True
         marks, id_ = self._context.marks, transaction.id
         marks[id_.epoch] = max(marks.get(id_.epoch, 0), id_.counter)
-        self._context.write(PrepareRecord(transaction.id, numbers, transaction.begun_at), kick=True)
+        self._context.write(transaction.prepare_record, kick=True)
         return numbers
 
     def _send_runs(self, transaction: Transaction, count: int, now: float) -> None:
@@ -181,7 +181,9 @@ class TwoPhase:
         transaction.decision = Decision.ROLLBACK
         transaction.rejection = rejection
         transaction.queue = []
-        self.free_key(transaction)
+        if not transaction.prepare_written:
+            # What may be prepared, somebody else may commit: the same key must not do that part again.
+            self.free_key(transaction)
         for branch in transaction.branches.values():
             if not branch.started:
                 branch.outcome = Outcome.ROLLED_BACK

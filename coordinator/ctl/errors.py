@@ -79,6 +79,18 @@ _UNUSABLE_LOG = (
 )
 
 
+# Why outcomes could not be derived (coordinator.derive.DeriveRefused).
+_BY_DERIVATION: dict[str, ExitCode] = {
+    "UNKNOWN_TRANSACTION": ExitCode.NOT_FOUND,
+    "PARTICIPANT_UNAVAILABLE": ExitCode.UNAVAILABLE,
+    "LOG_FAILED": ExitCode.LOG_IO,
+    "TAKEOVER_FAILED": ExitCode.TRY_AGAIN,
+    "EVIDENCE_CHANGED": ExitCode.TRY_AGAIN,
+    "FOREIGN_LOG": ExitCode.CONFIGURATION,
+    "NUMBERS_CONTRADICT": ExitCode.CONFIGURATION,
+}
+
+
 class CtlError(Exception):
     """An error that ends a command.
 
@@ -172,6 +184,9 @@ def from_exception(error: Exception) -> CtlError | None:
         reason, status = str(getattr(error, "reason", "")), str(getattr(error, "status", ""))
         code = _BY_REASON.get(reason, _BY_STATUS.get(status, ExitCode.INTERNAL))
         return CtlError(reason, str(getattr(error, "message", error)), code)
+    if _is(error, "coordinator.derive", "DeriveRefused"):
+        reason = str(getattr(error, "reason", ""))
+        return CtlError(reason, str(error), _BY_DERIVATION.get(reason, ExitCode.REFUSED))
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return CtlError("IO_ERROR", f"{place}{error.strerror or error}", ExitCode.LOG_IO)

@@ -25,9 +25,27 @@ def participants(settings: Settings, watch_seconds: float | None, form: str) -> 
     def fetch() -> View:
         with Client(settings) as client:
             rows = fetch_participants(client)
-        return View({"participants": rows}, lambda screen: draw_participants(screen, rows))
+        return View({"participants": rows}, lambda screen: _draw(screen, rows))
 
     present(fetch, form, watch_seconds)
+
+
+def on_hold(rows: list[documents.Document]) -> str:
+    """One line about the participants on HOLD, "" where there is none."""
+    held = [row["participant"] for row in rows if row["state"] == "HOLD"]
+    if not held:
+        return ""
+    return (
+        f"on HOLD: {', '.join(held)}; nothing is presumed while that lasts. Put the right log back or, if it "
+        "is lost for good, see `coordctl recover --derive` (docs/operations.md#hold)"
+    )
+
+
+def _draw(screen: Screen, rows: list[documents.Document]) -> None:
+    draw_participants(screen, rows)
+    if on_hold(rows):
+        screen.line()
+        screen.line(f"! {on_hold(rows)}", style="bold red")
 
 
 def fetch_participants(client: Client) -> list[documents.Document]:

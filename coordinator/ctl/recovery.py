@@ -1,7 +1,8 @@
 """`coordctl recover`: the plan for every prepared branch, with its reason, and carrying it out.
 
 It needs no confirmation: it does only what the log says, as the coordinator itself does at start and at every
-scan, and repeating it changes nothing. Decisions of people are `coordctl resolve`'s.
+scan, and repeating it changes nothing. Decisions of people are `coordctl resolve`'s, and where the log is
+lost those of `--derive` (derivation.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coordinator.ctl import documents
+from coordinator.ctl import derivation, documents
 from coordinator.ctl.client import Client
 from coordinator.ctl.errors import CtlError, ExitCode
 from coordinator.ctl.logfiles import require
@@ -33,6 +34,16 @@ _ACTIONS = ("commit", "rollback", "leave", "hold")
 )
 @offline_option
 @config_option
+@click.option("--derive", is_flag=True, help="The log is lost: work the outcomes out from the participants.")
+@click.option(
+    "--presume",
+    multiple=True,
+    metavar="[GTRID=]rollback|commit",
+    help="With --derive: the outcome where nothing proves one; can be repeated.",
+)
+@click.option("--apply", is_flag=True, help="With --derive: carry the plan out.")
+@click.option("--fingerprint", default="", metavar="HEX", help="With --apply: only if this is the plan.")
+@click.option("--yes", is_flag=True, help="With --apply: don't ask for confirmation.")
 @output_option
 @click.pass_obj
 def recover(
@@ -41,6 +52,11 @@ def recover(
     names: tuple[str, ...],
     offline: bool,
     config_path: Path | None,
+    derive: bool,
+    presume: tuple[str, ...],
+    apply: bool,
+    fingerprint: str,
+    yes: bool,
     form: str,
 ) -> None:
     """Finish the prepared branches as the log says.
@@ -50,7 +66,20 @@ def recover(
     directory is used, and the participants are reached as its configuration says.
 
     Exit code 69 when a participant could not be scanned; the others are dealt with.
+
+    With --derive --config FILE, when the log is lost for good and everything is on HOLD: every participant is
+    asked, and what its witness rows and prepared branches prove becomes a plan. It is only printed; --apply
+    carries it out, on a stopped coordinator's directory, after a confirmation. docs/operations.md#hold first.
     """
+    if derive:
+        if offline or dry_run or names or config_path is None:
+            raise click.UsageError("--derive needs --config, and goes without --offline, --dry-run and -p")
+        if not apply and (yes or fingerprint):
+            raise click.UsageError("--yes and --fingerprint go with --apply")
+        derivation.run(config_path, presume, apply, yes, fingerprint, form)
+        return
+    if presume or apply or yes or fingerprint:
+        raise click.UsageError("--presume, --apply, --fingerprint and --yes go with --derive")
     require(offline, config=config_path)
     if config_path is not None:
         response = _recover_offline(config_path, dry_run, names)

@@ -10,7 +10,7 @@ from coordinator.ctl.errors import ExitCode
 from coordinator.ctl.log import fetch_log_status
 from coordinator.ctl.options import Settings, output_option, watch_option
 from coordinator.ctl.output import Screen, View, present
-from coordinator.ctl.participants import draw_participants, fetch_participants
+from coordinator.ctl.participants import draw_participants, fetch_participants, on_hold
 from coordinator.ctl.transactions import fetch_list
 
 _MAX_HEURISTICS = 10_000
@@ -73,6 +73,8 @@ def problems(
         if row["state"] != "UP":
             error = f": {row['last_error']}" if row["last_error"] else ""
             found.append(f"participant {row['participant']} is {row['state']}{error}")
+    if on_hold(participants):
+        found.append(on_hold(participants))
     if log["blocked_transactions"]:
         found.append(f"blocked transactions: {log['blocked_transactions']} (coordctl list --in-doubt)")
     orphans = {row["participant"]: row["orphans"] for row in participants if row["orphans"]}

@@ -22,6 +22,7 @@ from coordinator.ctl.options import (
     watch_option,
 )
 from coordinator.ctl.output import Screen, View, emit, note, present, screen, to_json
+from coordinator.ctl.participants import fetch_participants, on_hold
 
 if TYPE_CHECKING:
     from coordinator.v1 import coordinator_pb2
@@ -164,7 +165,11 @@ def _list_online(
         whole = int(older_than)
         request.older_than.seconds, request.older_than.nanos = whole, round((older_than - whole) * 1e9)
     with Client(settings) as client:
-        return fetch_list(client, request, limit)
+        held = on_hold(fetch_participants(client))
+        found = fetch_list(client, request, limit)
+    if held:
+        note(held)  # what is prepared there is not among the transactions of this log
+    return found
 
 
 def fetch_list(

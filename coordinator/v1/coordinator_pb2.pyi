@@ -136,7 +136,7 @@ class BeginRequest(google.protobuf.message.Message):
     DIRECTORY_FIELD_NUMBER: builtins.int
     idempotency_key: builtins.str
     """Up to 128 bytes of UTF-8. A key of a committed transaction gives that one back instead of a new one; a key of a
-    transaction under way is refused (IDEMPOTENCY_IN_PROGRESS); a rollback frees the key.
+    transaction under way is refused (IDEMPOTENCY_IN_PROGRESS); a finished rollback frees the key.
     """
     fingerprint: builtins.bytes
     """Up to 32 bytes that stand for the request's content (a hash of it): the same key with another fingerprint is refused."""

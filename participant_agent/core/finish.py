@@ -8,7 +8,7 @@ outcome.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from dtp import Reason, Xid
@@ -65,9 +65,9 @@ class Branch:
     write_less: bool = False
 
 
-def commit(branch: Branch, session: Session) -> Procedure[Finished]:
+def commit(branch: Branch, session: Session, verb: Verb = Verb.COMMIT) -> Procedure[Finished]:
     """Commit a prepared branch, on the session that owns it or, where none does, on any other."""
-    answer = yield Query(f"XA COMMIT {branch.xid.sql()}", verb=Verb.COMMIT)
+    answer = yield Query(f"XA COMMIT {branch.xid.sql()}", verb=verb)
     if isinstance(answer, Ok):
         return Finished(State.COMMITTED, SessionUse.FREE)
     what = _meaning(Verb.COMMIT, answer)
@@ -93,7 +93,9 @@ def _prove_commit(branch: Branch, answer: Result) -> Procedure[Finished]:
 
 
 def commit_one_phase(branch: Branch, session: Session) -> Procedure[Finished]:
-    """Commit an IDLE branch in one phase (the caller has sent XA END)."""
+    """Commit an IDLE branch, the only one of its transaction (the caller has sent XA END)."""
+    if not (branch.engine.keeps_one_phase or branch.write_less):
+        return (yield from _prepare_and_commit(branch, session))
     answer = yield Query(f"XA COMMIT {branch.xid.sql()} ONE PHASE", verb=Verb.COMMIT_ONE_PHASE)
     if isinstance(answer, Ok):
         return Finished(State.COMMITTED, SessionUse.FREE)
@@ -102,12 +104,45 @@ def commit_one_phase(branch: Branch, session: Session) -> Procedure[Finished]:
         return Finished(State.ROLLED_BACK, SessionUse.CLOSE, why)
     if not (yield from end_session(session)):
         return Finished(State.RETRY, SessionUse.CLOSE, _retry(answer, "XA COMMIT ONE PHASE"))
-    return (yield from resolve_one_phase(branch, answer))
+    return (yield from _resolve_one_phase(branch, answer))
 
 
-def resolve_one_phase(branch: Branch, answer: Result) -> Procedure[Finished]:
+def _prepare_and_commit(branch: Branch, session: Session) -> Procedure[Finished]:
+    """Where a commit in one phase is not durable: what dies in between is prepared, and asked for again."""
+    answer = yield Query(f"XA PREPARE {branch.xid.sql()}", verb=Verb.PREPARE)
+    if isinstance(answer, Ok):
+        return (yield from commit(branch, session, Verb.COMMIT_ONE_PHASE))
+    why = failure(Reason.PREPARE_FAILED, answer, "XA PREPARE")
+    what = meaning(Verb.PREPARE, answer) if isinstance(answer, ServerError) else Meaning.UNKNOWN
+    if what is Meaning.GONE:
+        return Finished(State.ROLLED_BACK, SessionUse.CLOSE, why)
+    if what is Meaning.ROLLBACK_ONLY:
+        undone = yield from rollback(branch, session, active=False)
+        return replace(undone, failure=why) if undone.state is State.ROLLED_BACK else undone
+    if not (yield from end_session(session)):
+        return Finished(State.RETRY, SessionUse.CLOSE, _retry(answer, "XA PREPARE"))
+    return (yield from _resolve_one_phase(branch, answer))
+
+
+def commit_in_doubt(branch: Branch, session: Session) -> Procedure[Finished]:
+    """The end of a commit in one phase that has not been answered, its own session having ended.
+
+    What is only prepared is committed: that is what was asked for. `session` is any.
+    """
+    proof = yield from resolve(branch.engine, branch.evidence, branch.xid)
+    if proof is Proof.PREPARED:
+        return (yield from commit(branch, session))
+    result = _one_phase_by(proof, branch, Lost("the branch is not known"))
+    return replace(result, use=SessionUse.FREE)
+
+
+def _resolve_one_phase(branch: Branch, answer: Result) -> Procedure[Finished]:
     """What became of a one-phase commit whose session has ended. `answer` is what made us ask."""
     proof = yield from resolve(branch.engine, branch.evidence, branch.xid)
+    return _one_phase_by(proof, branch, answer)
+
+
+def _one_phase_by(proof: Proof, branch: Branch, answer: Result) -> Finished:
     if proof is Proof.COMMITTED:
         return Finished(State.COMMITTED, SessionUse.CLOSE)
     if proof is Proof.NO_WITNESS or (proof is Proof.NOTHING and branch.write_less):

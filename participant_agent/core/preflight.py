@@ -154,6 +154,9 @@ def _settings(server: Server) -> Procedure[list[Check]]:
         checks.append(
             Check("sync_binlog", severity, str(sync), "" if sync == "1" else "SET GLOBAL sync_binlog = 1")
         )
+        if (yield from ask("SELECT @@global.binlog_format")) == "STATEMENT":
+            fix = "SET GLOBAL binlog_format = ROW; replicas get no witness rows otherwise"
+            checks.append(Check("binlog_format", Severity.WARN, "STATEMENT", fix))
         if server.engine is Engine.MARIADB:
             fix = "replicas and point-in-time recovery may miss branches after a crash (MDEV-21469)"
             checks.append(Check("mariadb-binlog", Severity.WARN, "log_bin is on", fix))

@@ -157,13 +157,29 @@ def load_fences(schema: str, participant: str) -> Procedure[dict[str, Fenced]]:
     return {fence.coordinator_id: fence for fence in map(_fenced, answer.rows)}
 
 
-def fence(schema: str, participant: str, wanted: Fenced, history: dict[int, int]) -> Procedure[Fenced]:
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """What the row must say for a coordinator without the log to take it over: exactly what it was told."""
+
+    epoch: int
+    nonce: int
+    log_identity: bytes
+
+
+def fence(
+    schema: str,
+    participant: str,
+    wanted: Fenced,
+    history: dict[int, int],
+    takeover: Takeover | None = None,
+) -> Procedure[Fenced]:
     """Raise the durable fence to `wanted`, or refuse.
 
     Args:
         schema, participant: where the row is.
         wanted: what the row shall be; its `purged_to` is a lower bound.
         history: the coordinator's epochs with their nonces, `wanted`'s among them.
+        takeover: from an operator who works the outcomes out without the log (docs/decisions/0011).
 
     Raises:
         XacoordError: what `contradiction` says of the remembered row; SERVER_UNAVAILABLE where the row cannot
@@ -185,11 +201,18 @@ def fence(schema: str, participant: str, wanted: Fenced, history: dict[int, int]
         raise unavailable(written, "writing the fence")
     # The check is the WHERE of the write: between the two no other fence can come.
     known = ", ".join(f"({epoch}, {nonce})" for epoch, nonce in history.items() if epoch <= wanted.epoch)
+    sets, may = "", f"log_identity = {identity} AND (epoch, nonce) IN ({known})"
+    if takeover is not None:
+        sets = f", log_identity = {identity}"
+        may = (
+            f"(({may}) OR (log_identity = X'{takeover.log_identity.hex()}' AND epoch = {takeover.epoch} "
+            f"AND nonce = {takeover.nonce} AND epoch < {wanted.epoch}))"
+        )
     raised = yield OnControl(
         Query(
             f"UPDATE {schema}.coordinator SET number = %s, epoch = %s, nonce = %s, "
-            "purged_to = GREATEST(purged_to, %s) WHERE coordinator_id = %s AND participant = %s "
-            f"AND number = %s AND log_identity = {identity} AND (epoch, nonce) IN ({known})",
+            f"purged_to = GREATEST(purged_to, %s){sets} WHERE coordinator_id = %s AND participant = %s "
+            f"AND number = %s AND {may}",
             (*values, *row, wanted.number),
             Verb.FENCE,
         )

@@ -7,7 +7,8 @@ moment to its last; servers release it after the session's transaction is rolled
 session gone.
 
 The names: `xacoord.<participant>` is held by the control connection (one agent per participant),
-`xacoord.<participant>.<slot>` by each session.
+`xacoord.<participant>.<slot>` by each session, `xacoord.<participant>.<token>` by the control connection of
+one take-over, and by no other connection ever.
 
 Take-over, at start and after the control connection was lost:
  1. take the participant's lock. A second agent waits here and then refuses to start.
@@ -16,7 +17,8 @@ Take-over, at start and after the control connection was lost:
 Crash windows: an agent that lost its control connection may still be opening a session during 2. That session
 takes its slot first and then checks that the participant's lock is its own agent's: either 2 sees the slot or
 the check fails. A connection id can be given again after a server restart, so nothing is killed unless it
-holds one of our locks.
+holds one of our locks, and the check asks for the token's lock: an agent that slept through the restart would
+take the control connection of its successor, which has the same id, for its own.
 """
 
 from __future__ import annotations
@@ -89,7 +91,14 @@ class TakenOver:
     message: str = ""
 
 
-def take_over(participant: str, attempts: int, own_old_control: int | None) -> Procedure[TakenOver]:
+def token_lock(participant: str, token: str) -> str:
+    """The lock of one take-over. `token` is not a number: those are slots."""
+    return f"xacoord.{participant}.{token}"
+
+
+def take_over(
+    participant: str, attempts: int, own_old_control: int | None, token: str
+) -> Procedure[TakenOver]:
     """Take the participant's lock and end every session that an agent before us left.
 
     Args:
@@ -97,6 +106,7 @@ def take_over(participant: str, attempts: int, own_old_control: int | None) -> P
         attempts: tries at the lock, LOCK_RETRY_SECONDS apart.
         own_old_control: connection id of our own former control connection on this same run of the server,
             which is killed where the server has not noticed its end.
+        token: letters and digits that no take-over has had before.
     """
     name = participant_lock(participant)
     for attempt in range(attempts):
@@ -112,6 +122,9 @@ def take_over(participant: str, attempts: int, own_old_control: int | None) -> P
         if attempt + 1 == attempts:
             return TakenOver(TakeOver.HELD_BY_OTHER, holder=holder)
         yield Sleep(LOCK_RETRY_SECONDS)
+    named = yield OnControl(Query("SELECT GET_LOCK(%s, 0)", (token_lock(participant, token),)))
+    if not isinstance(named, Ok) or number(named.rows[0][0]) != 1:
+        return TakenOver(TakeOver.FAILED, message=_say(named))
     return (yield from _end_former_sessions(participant))
 
 

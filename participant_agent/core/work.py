@@ -4,7 +4,8 @@
  2. statements; the first that fails dooms the branch, because the server would still prepare what is left of
     it;
  3. the witness row, as the last statement and only where the branch wrote (a row in every branch would turn
-    the cheap read-only ones into flushed ones);
+    the cheap read-only ones into flushed ones), and only where the session still has its user lock: a stored
+    function may have released it, and without it nobody could prove that the session has ended;
  4. XA END; a read-only branch ends here with XA ROLLBACK, which releases it without a flush;
  5. XA PREPARE: OK means durable. No answer means unknown: the vote is ROLLBACK, and the branch is rolled back
     however late it turns out to be prepared (the session is killed first, see sessions.py).
@@ -26,6 +27,7 @@ from .errors import Failure, Meaning, failure, meaning, statement_failure
 from .finish import Branch, Finished, SessionUse, State, commit_one_phase, rollback
 from .sessions import Session, end_session
 
+_LOCK_RELEASED = "a stored routine has released the session's user lock (RELEASE_ALL_LOCKS): it must not"
 _CHARSET_SQL = "SET NAMES utf8mb4"
 _WRITES_SQL = (
     "SHOW SESSION STATUS WHERE Variable_name IN ('Handler_write', 'Handler_update', 'Handler_delete')"
@@ -172,11 +174,15 @@ def _end(work: Work, participants: tuple[int, ...], wrote: bool) -> Procedure[Fa
         names = ",".join(format_bqual(number) for number in participants)
         insert = (
             f"INSERT INTO {table} (gtrid, bqual, participants) "
-            f"VALUES (X'{xid.gtrid.hex()}', X'{xid.bqual.hex()}', '{names}')"
+            f"SELECT X'{xid.gtrid.hex()}', X'{xid.bqual.hex()}', '{names}' FROM DUAL "
+            f"WHERE IS_USED_LOCK('{work.session.lock}') = CONNECTION_ID()"
         )
         answer = yield Query(insert, verb=Verb.WITNESS)
         if not isinstance(answer, Ok):
             return failure(_reason(answer, Reason.PREPARE_FAILED), answer, "writing the witness row")
+        if answer.row_count == 0:
+            work.called = True  # nobody else may have this session
+            return Failure(Reason.BRANCH_LOST, _LOCK_RELEASED)
     answer = yield Query(f"XA END {xid.sql()}", verb=Verb.END)
     if not isinstance(answer, Ok):
         return failure(_reason(answer, Reason.PREPARE_FAILED), answer, "XA END")

@@ -510,6 +510,7 @@ class FenceRequest(google.protobuf.message.Message):
     PARTICIPANT_FIELD_NUMBER: builtins.int
     NUMBER_FIELD_NUMBER: builtins.int
     HISTORY_FIELD_NUMBER: builtins.int
+    TAKEOVER_FIELD_NUMBER: builtins.int
     coordinator_id: builtins.str
     epoch: builtins.int
     log_identity: builtins.bytes
@@ -524,6 +525,13 @@ class FenceRequest(google.protobuf.message.Message):
         has other nonces. Otherwise LOG_IDENTITY_CHANGED.
         """
 
+    @property
+    def takeover(self) -> Global___Takeover:
+        """Only from `coordctl recover --derive`, after an operator's confirmation: what the agent remembers now, from a log that
+        is lost. Where it still remembers exactly this it takes the request's identity, epoch and nonce instead, whatever its
+        history says; `epoch` must be higher than this one. Otherwise it refuses as ever.
+        """
+
     def __init__(
         self,
         *,
@@ -533,10 +541,33 @@ class FenceRequest(google.protobuf.message.Message):
         participant: builtins.str = ...,
         number: builtins.int = ...,
         history: collections.abc.Iterable[Global___Epoch] | None = ...,
+        takeover: Global___Takeover | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["coordinator_id", b"coordinator_id", "epoch", b"epoch", "history", b"history", "log_identity", b"log_identity", "number", b"number", "participant", b"participant"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["takeover", b"takeover"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["coordinator_id", b"coordinator_id", "epoch", b"epoch", "history", b"history", "log_identity", b"log_identity", "number", b"number", "participant", b"participant", "takeover", b"takeover"]) -> None: ...
 
 Global___FenceRequest: typing_extensions.TypeAlias = FenceRequest
+
+@typing.final
+class Takeover(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: builtins.int
+    NONCE_FIELD_NUMBER: builtins.int
+    LOG_IDENTITY_FIELD_NUMBER: builtins.int
+    epoch: builtins.int
+    nonce: builtins.int
+    log_identity: builtins.bytes
+    def __init__(
+        self,
+        *,
+        epoch: builtins.int = ...,
+        nonce: builtins.int = ...,
+        log_identity: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "log_identity", b"log_identity", "nonce", b"nonce"]) -> None: ...
+
+Global___Takeover: typing_extensions.TypeAlias = Takeover
 
 @typing.final
 class Epoch(google.protobuf.message.Message):
@@ -768,3 +799,119 @@ class Evidence(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["gtrid", b"gtrid", "state", b"state"]) -> None: ...
 
 Global___Evidence: typing_extensions.TypeAlias = Evidence
+
+@typing.final
+class RecallRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COORDINATOR_ID_FIELD_NUMBER: builtins.int
+    GTRIDS_FIELD_NUMBER: builtins.int
+    PARTICIPANT_FIELD_NUMBER: builtins.int
+    coordinator_id: builtins.str
+    participant: builtins.str
+    """As in ExecuteRequest."""
+    @property
+    def gtrids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        coordinator_id: builtins.str = ...,
+        gtrids: collections.abc.Iterable[builtins.str] | None = ...,
+        participant: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["coordinator_id", b"coordinator_id", "gtrids", b"gtrids", "participant", b"participant"]) -> None: ...
+
+Global___RecallRequest: typing_extensions.TypeAlias = RecallRequest
+
+@typing.final
+class RecallResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MEMORY_FIELD_NUMBER: builtins.int
+    LAST_COMMITTED_FIELD_NUMBER: builtins.int
+    SERVER_FIELD_NUMBER: builtins.int
+    RECOLLECTIONS_FIELD_NUMBER: builtins.int
+    last_committed: builtins.str
+    """As in FenceResponse."""
+    @property
+    def memory(self) -> Global___Memory:
+        """Absent: this coordinator has never fenced the agent."""
+
+    @property
+    def server(self) -> Global___ServerInfo: ...
+    @property
+    def recollections(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Recollection]:
+        """One a gtrid, in order."""
+
+    def __init__(
+        self,
+        *,
+        memory: Global___Memory | None = ...,
+        last_committed: builtins.str = ...,
+        server: Global___ServerInfo | None = ...,
+        recollections: collections.abc.Iterable[Global___Recollection] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["memory", b"memory", "server", b"server"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["last_committed", b"last_committed", "memory", b"memory", "recollections", b"recollections", "server", b"server"]) -> None: ...
+
+Global___RecallResponse: typing_extensions.TypeAlias = RecallResponse
+
+@typing.final
+class Memory(google.protobuf.message.Message):
+    """What the last Fence of a coordinator left behind."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    NONCE_FIELD_NUMBER: builtins.int
+    LOG_IDENTITY_FIELD_NUMBER: builtins.int
+    PURGED_TO_FIELD_NUMBER: builtins.int
+    number: builtins.int
+    epoch: builtins.int
+    nonce: builtins.int
+    log_identity: builtins.bytes
+    purged_to: builtins.str
+    """Witness rows of gtrids below this one may be gone; empty: none is."""
+    def __init__(
+        self,
+        *,
+        number: builtins.int = ...,
+        epoch: builtins.int = ...,
+        nonce: builtins.int = ...,
+        log_identity: builtins.bytes = ...,
+        purged_to: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "log_identity", b"log_identity", "nonce", b"nonce", "number", b"number", "purged_to", b"purged_to"]) -> None: ...
+
+Global___Memory: typing_extensions.TypeAlias = Memory
+
+@typing.final
+class Recollection(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GTRID_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    PREPARED_FIELD_NUMBER: builtins.int
+    PARTICIPANTS_FIELD_NUMBER: builtins.int
+    gtrid: builtins.str
+    state: Global___EvidenceState.ValueType
+    prepared: builtins.bool
+    """XA RECOVER lists it. With state UNDECIDED and without this a session still works on it."""
+    @property
+    def participants(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Whom the witness row names, also that of a branch that is only prepared (a dirty read). Empty: no row was found."""
+
+    def __init__(
+        self,
+        *,
+        gtrid: builtins.str = ...,
+        state: Global___EvidenceState.ValueType = ...,
+        prepared: builtins.bool = ...,
+        participants: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gtrid", b"gtrid", "participants", b"participants", "prepared", b"prepared", "state", b"state"]) -> None: ...
+
+Global___Recollection: typing_extensions.TypeAlias = Recollection

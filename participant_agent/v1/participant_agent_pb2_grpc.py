@@ -62,6 +62,11 @@ class ParticipantAgentStub(object):
                 request_serializer=participant__agent_dot_v1_dot_participant__agent__pb2.LookupRequest.SerializeToString,
                 response_deserializer=participant__agent_dot_v1_dot_participant__agent__pb2.LookupResponse.FromString,
                 _registered_method=True)
+        self.Recall = channel.unary_unary(
+                '/participant_agent.v1.ParticipantAgent/Recall',
+                request_serializer=participant__agent_dot_v1_dot_participant__agent__pb2.RecallRequest.SerializeToString,
+                response_deserializer=participant__agent_dot_v1_dot_participant__agent__pb2.RecallResponse.FromString,
+                _registered_method=True)
 
 
 class ParticipantAgentServicer(object):
@@ -107,6 +112,14 @@ class ParticipantAgentServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Recall(self, request, context):
+        """For coordinators whose log was lost: what the agent remembers of a coordinator, and all that it can tell about
+        transactions. Changes nothing, and is answered to everybody, whatever epoch is fenced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ParticipantAgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -134,6 +147,11 @@ def add_ParticipantAgentServicer_to_server(servicer, server):
                     servicer.Lookup,
                     request_deserializer=participant__agent_dot_v1_dot_participant__agent__pb2.LookupRequest.FromString,
                     response_serializer=participant__agent_dot_v1_dot_participant__agent__pb2.LookupResponse.SerializeToString,
+            ),
+            'Recall': grpc.unary_unary_rpc_method_handler(
+                    servicer.Recall,
+                    request_deserializer=participant__agent_dot_v1_dot_participant__agent__pb2.RecallRequest.FromString,
+                    response_serializer=participant__agent_dot_v1_dot_participant__agent__pb2.RecallResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -274,6 +292,33 @@ class ParticipantAgent(object):
             '/participant_agent.v1.ParticipantAgent/Lookup',
             participant__agent_dot_v1_dot_participant__agent__pb2.LookupRequest.SerializeToString,
             participant__agent_dot_v1_dot_participant__agent__pb2.LookupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Recall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/participant_agent.v1.ParticipantAgent/Recall',
+            participant__agent_dot_v1_dot_participant__agent__pb2.RecallRequest.SerializeToString,
+            participant__agent_dot_v1_dot_participant__agent__pb2.RecallResponse.FromString,
             options,
             channel_credentials,
             insecure,

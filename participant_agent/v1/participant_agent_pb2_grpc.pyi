@@ -105,7 +105,23 @@ _ParticipantAgentLookupType = typing_extensions.TypeVar(
     ],
 )
 
-class ParticipantAgentStub(typing.Generic[_ParticipantAgentExecuteType, _ParticipantAgentAttachType, _ParticipantAgentFenceType, _ParticipantAgentScanType, _ParticipantAgentLookupType]):
+_ParticipantAgentRecallType = typing_extensions.TypeVar(
+    '_ParticipantAgentRecallType',
+    grpc.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.RecallRequest,
+        participant_agent.v1.participant_agent_pb2.RecallResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.RecallRequest,
+        participant_agent.v1.participant_agent_pb2.RecallResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.RecallRequest,
+        participant_agent.v1.participant_agent_pb2.RecallResponse,
+    ],
+)
+
+class ParticipantAgentStub(typing.Generic[_ParticipantAgentExecuteType, _ParticipantAgentAttachType, _ParticipantAgentFenceType, _ParticipantAgentScanType, _ParticipantAgentLookupType, _ParticipantAgentRecallType]):
     """Errors are google.rpc.Status with one google.rpc.ErrorInfo: domain "xacoord", reason a stable code (dtp/errors.py),
     metadata "retryable", "definite" ("true" or "false"), "gtrid" and, where it applies, "statement" (index from 0) and
     "errno" (the server's).
@@ -133,6 +149,10 @@ class ParticipantAgentStub(typing.Generic[_ParticipantAgentExecuteType, _Partici
             participant_agent.v1.participant_agent_pb2.LookupRequest,
             participant_agent.v1.participant_agent_pb2.LookupResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            participant_agent.v1.participant_agent_pb2.RecallRequest,
+            participant_agent.v1.participant_agent_pb2.RecallResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -157,6 +177,10 @@ class ParticipantAgentStub(typing.Generic[_ParticipantAgentExecuteType, _Partici
             participant_agent.v1.participant_agent_pb2.LookupRequest,
             participant_agent.v1.participant_agent_pb2.LookupResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            participant_agent.v1.participant_agent_pb2.RecallRequest,
+            participant_agent.v1.participant_agent_pb2.RecallResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Execute: _ParticipantAgentExecuteType
@@ -178,6 +202,11 @@ class ParticipantAgentStub(typing.Generic[_ParticipantAgentExecuteType, _Partici
     Lookup: _ParticipantAgentLookupType
     """For coordinators: what the witness rows say about transactions. Changes nothing."""
 
+    Recall: _ParticipantAgentRecallType
+    """For coordinators whose log was lost: what the agent remembers of a coordinator, and all that it can tell about
+    transactions. Changes nothing, and is answered to everybody, whatever epoch is fenced.
+    """
+
 ParticipantAgentAsyncStub: typing_extensions.TypeAlias = ParticipantAgentStub[
     grpc.aio.UnaryUnaryMultiCallable[
         participant_agent.v1.participant_agent_pb2.ExecuteRequest,
@@ -198,6 +227,10 @@ ParticipantAgentAsyncStub: typing_extensions.TypeAlias = ParticipantAgentStub[
     grpc.aio.UnaryUnaryMultiCallable[
         participant_agent.v1.participant_agent_pb2.LookupRequest,
         participant_agent.v1.participant_agent_pb2.LookupResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        participant_agent.v1.participant_agent_pb2.RecallRequest,
+        participant_agent.v1.participant_agent_pb2.RecallResponse,
     ],
 ]
 
@@ -250,5 +283,15 @@ class ParticipantAgentServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[participant_agent.v1.participant_agent_pb2.LookupResponse, collections.abc.Awaitable[participant_agent.v1.participant_agent_pb2.LookupResponse]]:
         """For coordinators: what the witness rows say about transactions. Changes nothing."""
+
+    @abc.abstractmethod
+    def Recall(
+        self,
+        request: participant_agent.v1.participant_agent_pb2.RecallRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[participant_agent.v1.participant_agent_pb2.RecallResponse, collections.abc.Awaitable[participant_agent.v1.participant_agent_pb2.RecallResponse]]:
+        """For coordinators whose log was lost: what the agent remembers of a coordinator, and all that it can tell about
+        transactions. Changes nothing, and is answered to everybody, whatever epoch is fenced.
+        """
 
 def add_ParticipantAgentServicer_to_server(servicer: ParticipantAgentServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

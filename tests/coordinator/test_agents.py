@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from grpc.aio import _call
 
 from coordinator.agents import LinkDown
 from coordinator.core import effects, inputs
@@ -237,6 +238,24 @@ def test_a_link_that_breaks_is_told_once_and_comes_again_with_a_new_number() -> 
         assert [(type(event).__name__, event.link) for event in bench.told[:6]] == [  # type: ignore[union-attr]
             (kind, number) for number in (1, 2, 3) for kind in ("AgentConnected", "AgentLost")
         ]
+
+    run(test)
+
+
+def test_a_write_on_a_stream_that_has_just_ended_is_an_ordinary_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        await bench.connect()
+        await bench.attach()
+
+        async def too_late(self: object, request: object) -> None:
+            bench.agent.streams[-1].put_nowait(None)
+            raise asyncio.InvalidStateError("RPC already finished.")
+
+        monkeypatch.setattr(_call.StreamStreamCall, "write", too_late)
+        bench.link.send(commit(1))
+        await until(lambda: bool(bench.answers(inputs.AgentLost)))
+        (lost,) = bench.answers(inputs.AgentLost)
+        assert lost.error == "the agent closed the stream"
 
     run(test)
 

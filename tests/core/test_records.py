@@ -34,7 +34,7 @@ prints = st.binary(max_size=32)
 records = st.one_of(
     st.builds(EpochRecord, st.just(ID), st.integers(1, MAX_EPOCH), st.integers(0, 2**64 - 1), times),
     st.builds(ParticipantRecord, st.text(min_size=1, max_size=63), st.integers(0, MAX_PARTICIPANT_NUMBER)),
-    st.builds(PrepareRecord, ids, numbers, times),
+    st.builds(PrepareRecord, ids, numbers, times, keys, prints),
     st.builds(CommitRecord, ids, numbers, times, times, keys, prints),
     st.builds(EndRecord, ids, times, st.booleans(), keys, prints),
     st.builds(
@@ -65,7 +65,7 @@ def test_every_field_is_encoded() -> None:
     samples = [
         EpochRecord(ID, 1, 1, 1.0),
         ParticipantRecord("p", 1),
-        PrepareRecord(id_, (1,), 1.0),
+        PrepareRecord(id_, (1,), 1.0, "k", b"f"),
         CommitRecord(id_, (1,), 1.0, 1.0, "k", b"f"),
         EndRecord(id_, 1.0, True, "k", b"f"),
         HeuristicRecord(id_, Decision.COMMIT, (1,), ((1, Outcome.COMMITTED),), 1.0, 1.0),
@@ -90,7 +90,7 @@ def test_the_log_says_whose_it_is() -> None:
     assert coordinator_id_of(log[:1]) == ""
 
 
-PREPARE = PrepareRecord(Gtrid(ID, 1, 1), (1, 2), 1.0)
+PREPARE = PrepareRecord(Gtrid(ID, 1, 1), (1, 2), 1.0, "k", b"f")
 COMMIT = CommitRecord(Gtrid(ID, 1, 1), (2,), 1.0, 2.0, "k", b"f")
 END = EndRecord(Gtrid(ID, 1, 1), 3.0, True, "k", b"f")
 HEURISTIC = HeuristicRecord(
@@ -100,7 +100,8 @@ FORGET = ForgetRecord(Gtrid(ID, 1, 1), 4.0)
 
 
 def test_replay_knows_how_far_each_transaction_was() -> None:
-    assert [t.decision for t in replay([PREPARE]).transactions.values()] == [None]
+    (preparing,) = replay([PREPARE]).transactions.values()
+    assert (preparing.decision, preparing.idempotency_key, preparing.fingerprint) == (None, "k", b"f")
     (committing,) = replay([PREPARE, COMMIT]).transactions.values()
     assert (committing.decision, committing.participants) == (Decision.COMMIT, (2,))
     assert (committing.idempotency_key, committing.prepare_record) == ("k", True)

@@ -345,7 +345,7 @@ class World:
         committed = {
             g for s in self.servers.values() for g, state in s.branches.items() if state == "committed"
         }
-        keys = [self.key_of[g] for g in committed - self.interfered if self.key_of[g]]
+        keys = [self.key_of[g] for g in committed - self.unlogged if self.key_of[g]]
         assert len(keys) == len(set(keys)), "an idempotency key has committed twice"
 
     def _check_outcome(self, gtrid: str) -> None:

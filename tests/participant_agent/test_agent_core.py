@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dtp import BranchEvent, BranchState, Reason, Vote, XacoordError, Xid
@@ -70,6 +70,7 @@ class Twin:
         self.engine, self.answers = engine, answers
         self.listed, self.witness, self.reachable = listed, witness, reachable
         self.verbs: list[Verb] = []
+        self.said: list[str] = []
         self.killed = 0
 
     def perform(self, procedure: Any) -> Any:
@@ -87,6 +88,7 @@ class Twin:
             return self._control(effect.query.sql) if self.reachable else Lost("no control connection")
         assert isinstance(effect, Query)
         self.verbs.append(effect.verb)
+        self.said.append(effect.sql)
         if effect.verb is Verb.OTHER:
             return Ok((("Handler_write", "0"),), 1)
         return self.answers(effect.verb)
@@ -165,6 +167,7 @@ def test_rollback_never_invents_an_outcome(twin: Twin, table: bool, active: bool
 @settings(max_examples=300, deadline=None)
 @given(twins(), st.booleans(), st.booleans())
 def test_one_phase_never_invents_an_outcome(twin: Twin, table: bool, write_less: bool) -> None:
+    assume(twin.engine is Engine.MYSQL or write_less)
     result = twin.perform(finish.commit_one_phase(branch(twin.engine, table, write_less), SESSION))
     answer = twin.answers(Verb.COMMIT_ONE_PHASE)
     if result.state is State.COMMITTED:
@@ -176,6 +179,47 @@ def test_one_phase_never_invents_an_outcome(twin: Twin, table: bool, write_less:
         assert not table
     else:
         assert result.state is State.RETRY
+    assert Verb.PREPARE not in twin.verbs
+
+
+@settings(max_examples=300, deadline=None)
+@given(twins(), st.booleans())
+def test_mariadb_is_not_trusted_with_one_phase(twin: Twin, table: bool) -> None:
+    """It may forget one that it has acknowledged; so the branch is prepared, then committed."""
+    twin.engine = Engine.MARIADB
+    result = twin.perform(finish.commit_one_phase(branch(twin.engine, table), SESSION))
+    prepare, answer = twin.answers(Verb.PREPARE), twin.answers(Verb.COMMIT_ONE_PHASE)
+    assert not [sql for sql in twin.said if "ONE PHASE" in sql]
+    assert (Verb.COMMIT_ONE_PHASE in twin.verbs) == isinstance(prepare, Ok)
+    gone = twin.reachable and not twin.listed
+    if result.state is State.COMMITTED:
+        said_so = isinstance(prepare, Ok) and isinstance(answer, Ok)
+        assert said_so or (gone and table and twin.witness)
+    elif result.state is State.ROLLED_BACK:
+        refused = isinstance(prepare, ServerError)
+        assert refused or (isinstance(prepare, Lost) and gone and table and not twin.witness)
+    elif result.state is State.HEURISTIC_ROLLBACK:
+        assert isinstance(prepare, Ok)
+        assert (gone, table, twin.witness) == (True, True, False)
+    elif result.state is State.HEURISTIC_COMMIT:
+        assert (gone, table, twin.witness) == (True, True, True)
+    elif result.state is State.HEURISTIC_HAZARD:
+        assert not table
+    else:
+        assert result.state is State.RETRY
+
+
+@settings(max_examples=300, deadline=None)
+@given(twins(), st.booleans())
+def test_what_a_one_phase_commit_left_prepared_is_committed(twin: Twin, table: bool) -> None:
+    result = twin.perform(finish.commit_in_doubt(branch(twin.engine, table), SESSION))
+    assert (Verb.COMMIT in twin.verbs) == (twin.reachable and twin.listed)
+    if twin.reachable and twin.listed:
+        assert result.state is State.COMMITTED or not isinstance(twin.answers(Verb.COMMIT), Ok)
+    elif twin.reachable and table:
+        assert result.state is (State.COMMITTED if twin.witness else State.ROLLED_BACK)
+    else:
+        assert result.state is (State.HEURISTIC_HAZARD if twin.reachable else State.RETRY)
 
 
 @settings(max_examples=300, deadline=None)
@@ -214,9 +258,10 @@ def test_one_phase_run_is_committed_only_by_the_server(twin: Twin, table: bool) 
     assert isinstance(result, Finished)
     if result.state is State.COMMITTED:
         committed = isinstance(twin.answers(Verb.COMMIT_ONE_PHASE), Ok)
-        assert Verb.COMMIT_ONE_PHASE in twin.verbs
+        prepared = isinstance(twin.answers(Verb.PREPARE), Ok)
+        two_steps = twin.engine is Engine.MARIADB
+        assert (Verb.COMMIT_ONE_PHASE in twin.verbs) == (prepared or not two_steps)
         assert committed or (table and twin.witness)
-    assert Verb.PREPARE not in twin.verbs
 
 
 def test_a_statement_that_fails_is_never_prepared() -> None:

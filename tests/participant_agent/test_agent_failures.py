@@ -256,6 +256,31 @@ def test_write_less_branch_without_witness(shop: PrivateServer, new_agent: Any) 
     asyncio.run(play())
 
 
+def test_a_session_without_its_lock_prepares_nothing(agent: AgentProcess, shop: PrivateServer) -> None:
+    """A function that releases all user locks takes the proof away that its session has ended."""
+    shop.sql("DROP FUNCTION IF EXISTS shop.let_go")
+    shop.sql("CREATE FUNCTION shop.let_go() RETURNS INT DETERMINISTIC NO SQL RETURN RELEASE_ALL_LOCKS()")
+    let_go = statement("SELECT let_go()")
+
+    async def play() -> None:
+        async with coordinating(agent) as c:
+            before = v(shop, 1)
+            for one_phase in (False, True):
+                gtrid = c.gtrid()
+                answer = await c.run(gtrid, let_go, bump(1), one_phase=one_phase)
+                assert answer.failure.reason == "BRANCH_LOST"
+                assert "RELEASE_ALL_LOCKS" in answer.failure.message
+                assert answer.state == ROLLED_BACK if one_phase else answer.vote == pb.VOTE_ROLLBACK
+                assert (v(shop, 1), witnesses(shop, gtrid)) == (before, 0)
+            # A branch that only reads changes nothing; its session is found out by the next one that writes.
+            assert (await c.run(c.gtrid(), let_go)).vote == pb.VOTE_READ_ONLY
+            answers = [await c.run(c.gtrid(), bump(1), one_phase=True) for _ in range(2)]
+            assert [answer.state for answer in answers] == [ROLLED_BACK, COMMITTED]
+            assert v(shop, 1) == before + 1
+
+    asyncio.run(play())
+
+
 def test_unknown_branches(agent: AgentProcess, shop: PrivateServer) -> None:
     async def play() -> None:
         async with coordinating(agent) as c:

@@ -214,7 +214,7 @@ def test_a_fence_does_not_undo_what_a_purge_has_told() -> None:
         config = Config(AgentSection("p"), MysqlSection("u"))
         fences = Fences(config, None)  # type: ignore[arg-type]
 
-        async def read_back(wanted: Fenced, history: dict[int, int]) -> Fenced:
+        async def read_back(wanted: Fenced, history: dict[int, int], takeover: object) -> Fenced:
             if "k1" in purged:
                 fences.purged("test", purged)
             return wanted

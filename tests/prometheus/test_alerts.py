@@ -31,7 +31,9 @@ METRICS = {
     "xacoord_wal_fsync_duration_seconds",
     "xacoord_wal_batch_records",
     "xacoord_wal_bytes",
+    "xacoord_wal_room",
     "xacoord_participant_up",
+    "xacoord_participant_hold",
     "xacoord_build_info",
 }
 
@@ -94,6 +96,7 @@ def test_every_alert_has_a_case_in_which_it_is_quiet(name: str) -> None:
         ("XacoordBlockedSessions", "> 0", ">= 0"),
         ("XacoordInDoubtTooLong", "> 120", "> 3"),
         ("XacoordParticipantDown", "== 0", ">= 0"),
+        ("XacoordHold", "> 0", ">= 0"),
         ("XacoordHeuristicOutcome", "or (xacoord", "or (0 * xacoord"),
         ("XacoordHeuristicOutcome", "unless xacoord_heuristic_outcomes_total offset 15m", ""),
         ("XacoordHeuristicNotForgotten", '{state="heuristic"}', ""),

@@ -81,7 +81,7 @@ def record(what: records.Record) -> str:
         case records.ParticipantRecord():
             return f"PARTICIPANT {what.name} {what.number}"
         case records.PrepareRecord():
-            return f"PREPARE {short(what.id)} {_numbers(what.participants)}"
+            return f"PREPARE {short(what.id)} {_numbers(what.participants)}{_key(what)}"
         case records.CommitRecord():
             return f"COMMIT {short(what.id)} {_numbers(what.participants)}{_key(what)}"
         case records.EndRecord():

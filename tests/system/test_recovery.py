@@ -194,7 +194,9 @@ def test_metrics_have_the_promised_names(system: System) -> None:
         "xacoord_wal_fsync_duration_seconds",
         "xacoord_wal_batch_records",
         "xacoord_wal_bytes",
+        "xacoord_wal_room",
         "xacoord_participant_up",
+        "xacoord_participant_hold",
         "xacoord_build_info",
     }
     assert promised == {name for name in names if not name.endswith("_created")}

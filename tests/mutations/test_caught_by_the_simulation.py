@@ -1,0 +1,77 @@
+"""The simulation with one defence switched off: it must object, for the right reason, within 300 seeds.
+
+Control: every seed that was tried is run once more with all defences, and must be clean. Otherwise the
+simulation would object to anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from contextlib import AbstractContextManager
+
+import pytest
+
+from tests import tiers
+from tests.mutations import switches
+from tests.mutations.directed import only
+from tests.simulation import run
+
+SEEDS = 300
+
+# What is switched off -> the rules (tests/simulation/oracle.py) of which one has to be broken.
+CAUGHT: dict[str, set[str]] = {
+    "flush": {"I7", "I5"},
+    "forced_commit": {"I7", "I5"},
+    "rewriting_before_acting": {"I7", "I5"},
+    "fence": {"I6"},
+    "refusing_lower_epochs": {"I6"},
+    "waiting_for_the_end_of_a_session": {"I6"},
+    "a_new_id_for_each_transaction": {"I2", "I3"},
+    "witness_check": {"HEURISTIC"},
+    "waiting_with_the_purge": {"I3"},
+    "idempotency_keys": {"I2"},
+    "keeping_the_key_of_a_rollback": {"I2"},
+    "a_decision_is_final": {"I2"},
+    "asking_again": {"LIVENESS"},
+}
+
+
+@pytest.mark.parametrize("name", CAUGHT)
+def test_caught(name: str) -> None:
+    with getattr(switches, name)():
+        seed = first_objection(CAUGHT[name])
+    assert_clean(seed)
+    tiers.count("mutations caught")
+
+
+def test_sessions_of_a_former_agent() -> None:
+    """It matters only where an agent dies while its server holds XA COMMIT ... ONE PHASE up."""
+    with switches.kill_before_scan(), _zombies():
+        seed = first_objection({"I3"})
+    assert_clean(seed, directed=True)
+    tiers.count("mutations caught")
+
+
+def _zombies() -> AbstractContextManager[None]:
+    return only(("server stalled", "agent killed"), "one_phase")
+
+
+def first_objection(rules: set[str]) -> int:
+    """The first seed of which the oracle says that one of the rules is broken."""
+    for seed in range(SEEDS):
+        if any(violation.partition(":")[0] in rules for violation in run(seed).violations):
+            return seed
+    pytest.fail(f"{SEEDS} seeds, and nothing of {sorted(rules)}: the simulation does not see this defence")
+
+
+def assert_clean(last: int, directed: bool = False) -> None:
+    """The control."""
+    for seed in range(last + 1):
+        assert _violations(seed, directed) == (), f"seed {seed}, with all defences"
+
+
+@functools.cache
+def _violations(seed: int, directed: bool) -> tuple[str, ...]:
+    with _zombies() if directed else contextlib.nullcontext():
+        return tuple(run(seed).violations)
