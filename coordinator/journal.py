@@ -140,8 +140,8 @@ def open_log(
     """Take the log's lock and read it.
 
     Args:
-        directory, options, on_durable, on_failure, flush_observer, files, threaded: those of wal.Log.open; the
-            simulation has files of its own and no threads.
+        directory, options, on_durable, on_failure, flush_observer, files, threaded: those of wal.Log.open;
+            the simulation has files of its own and no threads.
 
     Raises:
         wal.LogError: it is locked, corrupt, unsafe or too new; LogContradiction, UnknownRecord.

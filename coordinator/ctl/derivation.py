@@ -1,4 +1,4 @@
-"""`coordctl recover --derive`: outcomes without the log, a plan with its evidence; confirmed, then applied."""
+"""`coordctl recover --derive`: outcomes without the log: a plan with evidence, confirmed, then applied."""
 
 from __future__ import annotations
 
