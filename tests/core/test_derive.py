@@ -16,6 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.codec import decode_all, encode
+from coordinator.core import effects, inputs
+from coordinator.core.coordinator import Coordinator
 from coordinator.core.derive import (
     Action,
     Basis,
@@ -31,7 +34,10 @@ from coordinator.core.derive import (
     still_holds,
     why_not,
 )
-from dtp import Decision, Gtrid
+from coordinator.core.records import DeriveRecord
+from coordinator.core.replay import OpenTransaction, Replayed, replay
+from coordinator.core.settings import Settings
+from dtp import Decision, Gtrid, Xid
 
 ID = Gtrid.make("0001", 7, 5, 9)
 COMMIT, ROLLBACK = Decision.COMMIT, Decision.ROLLBACK
@@ -248,3 +254,41 @@ def test_numbers_are_those_that_participants_remember() -> None:
         numbering(log, True, False, {"orders": remembers(4), "payments": remembers(4)}, set())
     taken = LogFacts(b"l" * 16, numbers={"old": 1})
     assert numbering(taken, True, False, {"orders": remembers(1)}, set()) == {"orders": 1}
+
+
+def begun(numbers: dict[str, int]) -> Coordinator:
+    """A start on a log in which a derivation has begun, with a COMMIT record."""
+    replayed = Replayed("0001", 7, numbers=numbers, nonces={8: 88}, deriving=True)
+    replayed.transactions[str(ID)] = OpenTransaction(ID, (1,), 1.0, COMMIT, 2.0)
+    return Coordinator(Settings("0001"), 8, replayed, numbers, 10.0)
+
+
+def test_a_begun_derivation_holds_everything_whatever_the_agents_say() -> None:
+    core = begun({"orders": 1, "payments": 2})
+    for name in ("orders", "payments"):
+        core.step(inputs.AgentConnected(name, 1), 10.0)
+        emitted = core.step(inputs.AgentFenced(name, 1, "server", True, "address", ""), 10.0)
+        assert not any(isinstance(effect, (effects.Send, effects.Attach)) for effect in emitted)
+    xids = (Xid.of(str(ID), 1), Xid.of(str(Gtrid.make("0001", 7, 6, 1)), 1))
+    emitted = core.step(inputs.AgentScanned("orders", 1, 10.0, xids, 0, 0), 10.0)
+    emitted += core.step(inputs.TimePassed(), 60.0)
+    assert not any(isinstance(effect, (effects.Send, effects.Force)) for effect in emitted)
+    assert {p.state.value for p in core.participants.values()} == {"HOLD"}
+    assert {item.action.value for item in core.plan("orders", xids)} == {"hold"}
+    [reply] = core.step(inputs.BeginRequested(1, 30.0, 5, True), 60.0)
+    assert isinstance(reply, effects.Reply)
+    assert isinstance(reply.answer, effects.Refused)
+    assert "recover --derive" in reply.answer.message
+
+
+def test_checkpoints_keep_a_derivation_until_it_is_done() -> None:
+    """A segment that a held coordinator writes must not lose it."""
+    records = begun({"orders": 1}).checkpoint()
+    entries = [encode(record) for record in records]
+    assert replay(decode_all("0001", entries)).deriving
+    done = [*records, DeriveRecord(8, 20.0, done=True)]
+    state = replay(decode_all("0001", [encode(record) for record in done]))
+    assert not state.deriving
+    assert state.transactions[str(ID)].decision is COMMIT
+    core = Coordinator(Settings("0001"), 9, state, ["orders"], 30.0)
+    assert not any(isinstance(record, DeriveRecord) for record in core.checkpoint())
