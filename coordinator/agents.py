@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
@@ -151,10 +151,10 @@ class AgentLink:
         if link == self._link and self._broken is not None and not self._broken.done():
             self._broken.set_result(error)
 
-    def _spawn(self, link: int, work: Any) -> None:
+    def _spawn(self, link: int, work: Callable[..., Awaitable[None]], *args: object) -> None:
         async def guarded() -> None:
             try:
-                await work
+                await work(*args)
             except grpc.aio.AioRpcError as error:
                 self._break(link, clean(f"{error.code().name}: {error.details()}"))
             except asyncio.CancelledError:
@@ -173,7 +173,7 @@ class AgentLink:
 
     def fence(self, effect: effects.Fence) -> None:
         """Shut older epochs out."""
-        self._spawn(effect.link, self._fence(effect))
+        self._spawn(effect.link, self._fence, effect)
 
     async def _fence(self, effect: effects.Fence) -> None:
         identity = self._identity
@@ -209,7 +209,7 @@ class AgentLink:
 
     def scan(self, effect: effects.Scan) -> None:
         """XA RECOVER."""
-        self._spawn(effect.link, self._scan(effect))
+        self._spawn(effect.link, self._scan, effect)
 
     async def _scan(self, effect: effects.Scan) -> None:
         started_at = self._clock()
@@ -241,7 +241,7 @@ class AgentLink:
 
     def attach(self, effect: effects.Attach) -> None:
         """Open the command stream."""
-        self._spawn(effect.link, self._attach(effect.link))
+        self._spawn(effect.link, self._attach, effect.link)
 
     async def _attach(self, link: int) -> None:
         identity = self._identity
@@ -250,7 +250,7 @@ class AgentLink:
             coordinator_id=identity.coordinator_id, epoch=identity.epoch, log_identity=identity.log_identity
         )
         await call.write(pb.AttachRequest(hello=hello))
-        self._spawn(link, self._write(call))
+        self._spawn(link, self._write, call)
         async for response in call:
             for report in response.reports:
                 self._report(link, report)

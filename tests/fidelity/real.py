@@ -25,7 +25,7 @@ from tests.fidelity.steps import (
 )
 
 _ANSWER_SECONDS = 20.0
-_STILL_BLOCKED_SECONDS = 0.03
+_STILL_BLOCKED_SECONDS = 0.01
 _DATABASE = "fidelity"
 
 
@@ -70,12 +70,14 @@ class RealSide:
             # It reads the whole last file after a crash, where XIDs with other formatIDs mislead it
             # (docs/agent.md), those of former sequences, too.
             await self._ask("FLUSH BINARY LOGS")
+        await self._ask("BEGIN")
         await self._ask("DELETE FROM transfer")
         await self._ask("DELETE FROM account")
         rows = ", ".join(f"('{name}', 0)" for name in OTHER_TRANSFERS)
         await self._ask(f"INSERT INTO transfer (id, amount) VALUES {rows}")
         rows = ", ".join(f"({number}, {BALANCE})" for number in ACCOUNTS)
         await self._ask(f"INSERT INTO account (id, balance) VALUES {rows}")
+        await self._ask("COMMIT")
 
     async def _finish_prepared(self) -> None:
         for xid in await self._prepared():

@@ -13,17 +13,18 @@ _STALLED_VERBS_AT_MOST = 6
 
 
 @contextlib.contextmanager
-def only(kinds: tuple[str, ...], stall: str) -> Iterator[None]:
-    """Faults of these kinds only, and servers that stall do so at one verb."""
+def only(kinds: tuple[str, ...], stall: str = "") -> Iterator[None]:
+    """Faults of these kinds only, and servers that stall do so at one verb (`stall`), if it is given."""
 
     def drawn(random: Random, seconds: float) -> tuple[tuple[float, str], ...]:
         count = random.randint(4, 12)
         return tuple(sorted((seconds * random.random(), random.choice(kinds)) for _ in range(count)))
 
     assert set(kinds) <= set(plan.FAULTS)
-    assert stall in faults._STALLS
+    assert not stall or stall in faults._STALLS
+    stalls = (stall,) * _STALLED_VERBS_AT_MOST if stall else faults._STALLS
     with (
         patch.object(plan, "_faults", autospec=True, side_effect=drawn),
-        patch.object(faults, "_STALLS", (stall,) * _STALLED_VERBS_AT_MOST),
+        patch.object(faults, "_STALLS", stalls),
     ):
         yield

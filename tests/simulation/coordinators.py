@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coordinator.admin import recover
 from coordinator.agents import AgentLink, Identity
 from coordinator.core import effects, inputs
 from coordinator.core.effects import Effect
@@ -296,6 +297,15 @@ class CoordinatorNode:
         service = CoordinatorService(runtime, self.random.getrandbits)
         rpc.add_CoordinatorServicer_to_server(service, listener)  # type: ignore[arg-type]
         return driver
+
+    def recover(self) -> bool:
+        """An operator asks for a scan of every participant, and for what follows from it."""
+        process, runtime = self.process, self.runtime
+        if process is None or runtime is None:
+            return False
+        self.world.trace(self.name, "operator", "recover")
+        process.spawn(recover(runtime, list(runtime.driver.links), apply=True))
+        return True
 
     def operate(self, gtrid: str, action: str) -> None:
         """An operator asks for something, and its answer matters to nobody."""

@@ -39,6 +39,7 @@ class Faults:
             "coordinator frozen": lambda: self._freeze(self._coordinator_process()),
             "agent killed": self._agent_killed,
             "agent killed at a place": lambda: self._fuse(self._agent().process, 60),
+            "agent host lost": self._agent_host_lost,
             "agent stopped": self._agent_stopped,
             "agent doubled": self._agent_doubled,
             "agent frozen": lambda: self._freeze(self._agent().process),
@@ -57,6 +58,7 @@ class Faults:
             "operator commits": lambda: self._operator(commit=True),
             "operator rolls back": lambda: self._operator(commit=False),
             "operator resolves": self._operator_resolves,
+            "operator recovers": self._operator_recovers,
         }
 
     def schedule(self) -> None:
@@ -158,6 +160,15 @@ class Faults:
         node = self._agent()
         node.stop()
         return node.alive
+
+    def _agent_host_lost(self) -> bool:
+        """The agent's machine goes off: its server, elsewhere, does not see the sessions end for a while."""
+        node = self._agent()
+        was = node.alive
+        node.conditions.drop_delay = self._random.choice((1.0, 5.0, 20.0))
+        node.kill()
+        node.conditions.drop_delay = 0.0
+        return was
 
     def _agent_doubled(self) -> bool:
         zombie = self._agent().double()
@@ -318,6 +329,11 @@ class Faults:
     def _again(self, commit: bool) -> None:
         """Nothing was prepared: the operator looks again."""
         self._begin("operator commits" if commit else "operator rolls back")
+
+    def _operator_recovers(self) -> bool:
+        """`coordctl recover`: it may find what the next scan would find, and nothing else."""
+        node = self._random.choice(list(self._world.coordinators.values()))
+        return node.alive and node.recover()
 
     def _operator_resolves(self) -> bool:
         """`coordctl resolve` and `forget`: they may hasten and be refused, never break anything."""

@@ -98,9 +98,12 @@ def _savepoint(sql: str, connection: Connection, parameters: Parameters) -> Step
     if verb != "SAVEPOINT" and unknown:
         return ServerError(1305, f"SAVEPOINT {name} does not exist")
     branch = connection.branch
-    lenient = connection.server.engine is Engine.MARIADB and verb == "RELEASE SAVEPOINT"
-    if branch is not None and branch.state is not State.ACTIVE and not lenient:
-        return branch.refuses()
+    if branch is not None and branch.state is not State.ACTIVE:
+        mariadb = connection.server.engine is Engine.MARIADB
+        if mariadb and verb == "SAVEPOINT" and branch.state is State.ROLLBACK_ONLY:
+            return _DONE  # there is no transaction any more
+        if not (mariadb and verb == "RELEASE SAVEPOINT"):
+            return branch.refuses()
     if transaction is None:
         return _DONE
     if verb == "SAVEPOINT":

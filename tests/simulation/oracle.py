@@ -40,6 +40,7 @@ class Oracle:
         self.violations: list[str] = []
         self.tampered: set[str] = set()  # gtrids that operators have touched
         self.decided_before: set[str] = set()  # those of them that were decided and open then
+        self.unrecorded: set[str] = set()  # those of them that no log had an open record of
         self.one_phase: set[str] = set()  # gtrids of one branch, whose agent decides
         self._acknowledged: dict[str, set[str]] = {}  # coordinator id -> gtrids decided durably
         self._ended: dict[str, set[str]] = {}
@@ -138,6 +139,9 @@ class Oracle:
     def tamper(self, node: CoordinatorNode, gtrid: str) -> None:
         """A person ends a prepared branch by hand. Does the coordinator have a decision on it?"""
         self.tampered.add(gtrid)
+        is_ended = gtrid in self._ended.get(node.id, ())
+        if is_ended or not _holds(node.disk.durable_bytes(), gtrid, _PREPARE):
+            self.unrecorded.add(gtrid)
         driver = node.driver if node.alive else None
         transaction = driver.core.open.get(gtrid) if driver is not None else None
         if transaction is not None and transaction.decision is not None and transaction.durable:
@@ -217,13 +221,17 @@ class Oracle:
             return True
         return bool(self._world.unknown_tampered) and any(not attempt.gtrid for attempt in work.attempts)
 
+    def _is_unrecorded(self, work: Work) -> bool:
+        known = {attempt.gtrid for attempt in work.attempts}
+        return bool(self.unrecorded & (known | self._world.unknown_tampered))
+
     def _judge_work(self, work: Work, witnesses: dict[str, set[str]]) -> None:
         counts = {name: self._world.private(name, PRIVATE + work.number) for name in self._world.agents}
         touched = self._is_touched(work)
         seen = {counts[name] for name in work.writes}
         name = f"work {work.number} ({', '.join(a.gtrid or '?' for a in work.attempts)})"
         # A branch of which no log has a record, committed by hand: nobody can know that its key was used.
-        most = 2 if touched else 1
+        most = 2 if touched and self._is_unrecorded(work) else 1
         for participant, count in counts.items():
             if count > most or (count and participant not in work.writes):
                 self.violated("I2", f"{name} was done {count} times at {participant}")
@@ -240,19 +248,23 @@ class Oracle:
             if done and not work.asked:
                 self.violated("I2", f"{name} is there, and nobody asked for it")
         if touched:
-            self._judge_tampered(work, witnesses)
+            self._judge_tampered(work, witnesses, is_even=len(seen) == 1)
             return
         for attempt in work.attempts:
             there = witnesses.get(attempt.gtrid, set())
             no = attempt.doomed or attempt.refused or attempt.outcomes == {"ROLLED_BACK"}
             if there and attempt.gtrid and no:
                 self.violated("I3", f"{attempt} has committed at {sorted(there)}")
-            purged = self._world.plan.witness_retention < 60
-            if attempt.outcomes == {"COMMITTED"} and work.writes and not there and not purged:
+            if attempt.outcomes == {"COMMITTED"} and work.writes and not there and not self._is_purged():
                 self.violated("I3", f"{attempt} was told COMMITTED, and no server has a witness row of it")
 
-    def _judge_tampered(self, work: Work, witnesses: dict[str, set[str]]) -> None:
+    def _is_purged(self) -> bool:
+        return self._world.plan.witness_retention < 60
+
+    def _judge_tampered(self, work: Work, witnesses: dict[str, set[str]], is_even: bool) -> None:
         """Differences between servers must be known to the coordinator."""
+        if is_even and self._is_purged():
+            return  # the work is everywhere or nowhere; its witness rows need not be purged everywhere yet
         for attempt in work.attempts:
             there = witnesses.get(attempt.gtrid, set())
             mixed = attempt.gtrid in self.decided_before and there and there != set(work.writes)

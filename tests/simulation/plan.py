@@ -21,6 +21,7 @@ FAULTS = (
     "agent killed",
     "agent killed at a place",
     "agent stopped",
+    "agent host lost",
     "agent frozen",
     "agent doubled",
     "server killed",
@@ -38,6 +39,7 @@ FAULTS = (
     "operator commits",
     "operator rolls back",
     "operator resolves",
+    "operator recovers",
 )
 _OFTEN = (
     "coordinator killed at a place",
