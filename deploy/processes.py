@@ -34,13 +34,23 @@ def spawn(
     return _spawner.submit(start).result()
 
 
+_CLAIMED: list[sockets.socket] = []
+
+
 def free_port() -> int:
-    """A free port of 127.0.0.1, below those that the kernel hands out: free while a server is down, too."""
+    """A free port of 127.0.0.1 that nobody else is given while this process lives: free while its server is
+    down, too. It lies below those that the kernel hands out.
+    """
     while True:
         port = random.randrange(20_000, 32_000)
+        # An abstract name: the kernel drops it with the process.
+        claim = sockets.socket(sockets.AF_UNIX)
         with sockets.socket() as listener:
             try:
+                claim.bind(f"\0xacoord-port-{port}")
                 listener.bind(("127.0.0.1", port))
             except OSError:
+                claim.close()
                 continue
-            return port
+        _CLAIMED.append(claim)
+        return port

@@ -32,34 +32,51 @@ if [[ -d proto ]]; then
     checks+=", buf"
 fi
 
-# Two lanes, one a core: what works in memory, and what starts servers. The second is everything that the first
-# does not name, so that no folder can be forgotten.
+# Three lanes side by side: what works in memory fills one core; what starts, kills and awaits servers leaves
+# room for another of its kind. The last one is everything that the others do not name, so that no folder can
+# be forgotten.
 in_memory=(tests/core tests/dtp tests/mutations tests/scenarios tests/simulation tests/wal)
-elsewhere=()
-for path in "${in_memory[@]}"; do elsewhere+=("--ignore=$path"); done
+faults=(tests/crash_matrix tests/heuristics tests/log_loss)
+others=(tests)
+for path in "${in_memory[@]}" "${faults[@]}"; do others+=("--ignore=$path"); done
 
 scratch=$(mktemp -d)
-memory=
+declare -A lanes=()
 # A lane in the background does not hear Ctrl-C.
-trap '[[ -z $memory ]] || kill "$memory" 2>/dev/null || true; rm -rf "$scratch"' EXIT
+trap 'kill "${lanes[@]}" 2>/dev/null || true; rm -rf "$scratch"' EXIT
 export XACOORD_TALLY=$scratch/tally
 touch "$XACOORD_TALLY"
 colour=no
 if [[ -t 1 ]]; then colour=yes; fi
 
+# lane NAME ARGUMENT...: pytest in the background
+lane() {
+    local name=$1
+    shift
+    pytest --color="$colour" -p no:cacheprovider "$@" >"$scratch/$name" 2>&1 &
+    lanes[$name]=$!
+}
+
 # pytest's last line, "=== 12 passed in 3.45s ===", without colours and rules.
 counts() { tail -n 1 "$1" | sed -E 's/\x1b\[[0-9;]*m//g; s/^=+ | =+$//g'; }
 
-step "pytest, two lanes: in memory (shown when it ends) and on servers"
-pytest --color="$colour" -p no:cacheprovider "${in_memory[@]}" >"$scratch/memory" 2>&1 &
-memory=$!
 status=0
-pytest --color="$colour" "${elsewhere[@]}" tests 2>&1 | tee "$scratch/servers" || status=$?
-step "on servers: $(counts "$scratch/servers")"
-wait "$memory" || status=$?
-memory=
-cat "$scratch/memory"
-step "in memory: $(counts "$scratch/memory")"
+# ended NAME: wait for a lane; what it printed, if that was not shown as it came
+ended() {
+    wait "${lanes[$1]}" || status=$?
+    unset "lanes[$1]"
+    if [[ $1 != others ]]; then cat "$scratch/$1"; fi
+    step "$1: $(counts "$scratch/$1")"
+}
+
+step "pytest, three lanes: others (shown as it runs), memory and faults (shown when they have ended)"
+lane memory "${in_memory[@]}"
+lane faults "${faults[@]}"
+lane others "${others[@]}"
+tail -n +1 -f --pid="${lanes[others]}" "$scratch/others"
+ended others
+ended memory
+ended faults
 
 python -m tests.tiers "$XACOORD_TALLY" || status=$?
 if ((status)); then

@@ -155,13 +155,8 @@ class Batch:
         else:
             self.system.cluster.start_coordinator()
         self.system.wait_until_clean()
-        ends = {pb.STATE_COMMITTED, pb.STATE_ROLLED_BACK, pb.STATE_HEURISTIC}
-        stub = self.system.coordinator
         wait_for(
-            lambda: all(
-                stub.Get(pb.GetRequest(gtrid=case.gtrid), timeout=5).transaction.state in ends
-                for case in self.cases
-            ),
+            lambda: all(self.system.has_ended(case.gtrid) for case in self.cases),
             15,
             self.system.cluster.tails,
         )

@@ -28,11 +28,13 @@ def restart_agent(system: System, name: str, points: str = "") -> Path:
 
 def until_heuristic(system: System, gtrid: str) -> None:
     """Until the transaction is listed as heuristic."""
-    stub = system.coordinator
     get = pb.GetRequest(gtrid=gtrid)
-    wait_for(
-        lambda: stub.Get(get, timeout=5).transaction.state == pb.STATE_HEURISTIC, 15, system.cluster.tails
-    )
+
+    def found() -> bool:
+        state = system.coordinator.Get(get, timeout=5).transaction.state
+        return state == pb.STATE_HEURISTIC and system.has_ended(gtrid)
+
+    wait_for(found, 15, system.cluster.tails)
 
 
 @pytest.mark.parametrize("verb", ["commit", "rollback"])
@@ -150,9 +152,7 @@ def test_purged(system: System, verb: str, row_is_there: bool, outcome: str) -> 
     agent.start()
     cluster.start_coordinator()
     system.wait_until_clean()
-    stub, get = system.coordinator, pb.GetRequest(gtrid=gtrid)
-    ends = (pb.STATE_COMMITTED, pb.STATE_HEURISTIC)
-    wait_for(lambda: stub.Get(get, timeout=5).transaction.state in ends, 15, cluster.tails)
+    wait_for(lambda: system.has_ended(gtrid), 15, cluster.tails)
     assert system.outcome(gtrid) == outcome
     assert (row in system.rows("orders"), row in system.rows("payments")) == (verb == "commit", True)
     if outcome == "HEURISTIC_HAZARD":

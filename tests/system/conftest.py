@@ -105,6 +105,13 @@ class System:
             lambda: not self.ours(), timeout_seconds, lambda: f"left: {self.ours()}\n{self.cluster.tails()}"
         )
 
+    def has_ended(self, gtrid: str) -> bool:
+        """Whether a transaction has come to its end, and its outcome is told."""
+        found = self.coordinator.Get(coordinator_pb2.GetRequest(gtrid=gtrid), timeout=5).transaction
+        if found.state == coordinator_pb2.STATE_HEURISTIC:
+            return found.outcome != coordinator_pb2.OUTCOME_UNKNOWN  # told once it is on disk
+        return found.state in {coordinator_pb2.STATE_COMMITTED, coordinator_pb2.STATE_ROLLED_BACK}
+
     def judge(self, row: int) -> bool:
         """Whether the row is there; both servers must agree."""
         found = {name: row in self.rows(name) for name in self.cluster.sites}
