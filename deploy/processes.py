@@ -34,9 +34,6 @@ def spawn(
     return _spawner.submit(start).result()
 
 
-_CLAIMED: list[sockets.socket] = []
-
-
 def free_port() -> int:
     """A free port of 127.0.0.1 that nobody else is given while this process lives: free while its server is
     down, too. It lies below those that the kernel hands out.
@@ -52,5 +49,5 @@ def free_port() -> int:
             except OSError:
                 claim.close()
                 continue
-        _CLAIMED.append(claim)
+        claim.detach()  # it stays open
         return port

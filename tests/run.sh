@@ -60,23 +60,19 @@ lane() {
 # pytest's last line, "=== 12 passed in 3.45s ===", without colours and rules.
 counts() { tail -n 1 "$1" | sed -E 's/\x1b\[[0-9;]*m//g; s/^=+ | =+$//g'; }
 
-status=0
-# ended NAME: wait for a lane; what it printed, if that was not shown as it came
-ended() {
-    wait "${lanes[$1]}" || status=$?
-    unset "lanes[$1]"
-    if [[ $1 != others ]]; then cat "$scratch/$1"; fi
-    step "$1: $(counts "$scratch/$1")"
-}
-
 step "pytest, three lanes: others (shown as it runs), memory and faults (shown when they have ended)"
+status=0
 lane memory "${in_memory[@]}"
 lane faults "${faults[@]}"
-lane others "${others[@]}"
-tail -n +1 -f --pid="${lanes[others]}" "$scratch/others"
-ended others
-ended memory
-ended faults
+# In the foreground: what a shell starts in the background ignores SIGINT, and tests of it would wait for ever.
+pytest --color="$colour" "${others[@]}" 2>&1 | tee "$scratch/others" || status=$?
+step "others: $(counts "$scratch/others")"
+for name in memory faults; do
+    wait "${lanes[$name]}" || status=$?
+    unset "lanes[$name]"
+    cat "$scratch/$name"
+    step "$name: $(counts "$scratch/$name")"
+done
 
 python -m tests.tiers "$XACOORD_TALLY" || status=$?
 if ((status)); then

@@ -167,9 +167,11 @@ def check_failure(made: Run, error: str) -> None:
     frames = sum(call.name == "pwrite64" and '"WFRM' in call.text for call in behind)
     if failed.thread == "writer":
         assert (acknowledged, frames) == (0, 0), made.case
-    else:  # what the writer was at: one frame, or a rotation with its checkpoint
-        assert acknowledged <= 1, made.case
-        assert frames <= 3, made.case
+    else:
+        # What the writer was at, one frame or a rotation with its checkpoint, and what it begins before the
+        # other thread's turn comes to say that it has failed: that is sound (`judge`), but it must end.
+        assert acknowledged <= 4, made.case
+        assert frames <= 6, made.case
 
 
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC", "EINTR"])
