@@ -25,7 +25,7 @@ class Pool:
         participant: its name.
         first, size: the slots.
         warm: how many idle sessions are kept.
-        wait_seconds: how long `acquire` waits for a free session.
+        wait_seconds: how long `acquire` waits for a free session, and a new one for its server's answers.
         connect: opens a session.
     """
 
@@ -107,28 +107,39 @@ class Pool:
         self._busy[session] = slot
         session.lock = lock
         session.net_buffer_length = self.net_buffer_length
+        try:
+            # A query may take longer than anybody waits for a session.
+            async with asyncio.timeout(self._wait_seconds):
+                await self._set_up(session)
+        except BaseException as error:
+            self.discard(session)
+            if isinstance(error, TimeoutError):
+                raise XacoordError(
+                    Reason.SERVER_UNAVAILABLE, "the server does not answer on a new session"
+                ) from None
+            raise
+        return session
+
+    async def _set_up(self, session: Session) -> None:
+        """Take the slot's lock, see that the participant's is still ours, and give the session the sql_mode that
+        the guard reads literals by, whatever the server's is by now.
+        """
         for attempt in range(50):
             held = await session.query(
-                Query("SELECT GET_LOCK(%s, 0), IS_USED_LOCK(%s)", (lock, self.token_lock))
+                Query("SELECT GET_LOCK(%s, 0), IS_USED_LOCK(%s)", (session.lock, self.token_lock))
             )
             if not isinstance(held, Ok) or number(held.rows[0][1]) != self.control_id:
-                self.discard(session)
                 raise XacoordError(
                     Reason.SERVER_UNAVAILABLE, "the agent does not hold the participant's lock"
                 )
             if number(held.rows[0][0]) == 1:
-                return await self._pin(session)
+                break
             await asyncio.sleep(min(0.1, 0.002 * 2**attempt))  # the slot's former session is just ending
-        self.discard(session)
-        raise XacoordError(Reason.SERVER_UNAVAILABLE, "a former session of this agent does not end")
-
-    async def _pin(self, session: Session) -> Session:
-        """Give the session the sql_mode that the guard reads literals by, whatever the server's is by now."""
+        else:
+            raise XacoordError(Reason.SERVER_UNAVAILABLE, "a former session of this agent does not end")
         pinned = await session.query(Query("SET SESSION sql_mode = %s", (self.sql_mode,)))
         if not isinstance(pinned, Ok):
-            self.discard(session)
             raise XacoordError(Reason.SERVER_UNAVAILABLE, "the session's sql_mode cannot be set")
-        return session
 
     def release(self, session: Session) -> None:
         """Take back a session that is in no XA state."""

@@ -12,8 +12,10 @@ from participant_agent.core.registry import (
     EndedAs,
     Entry,
     Execute,
+    Interrupt,
     Perform,
     Prepare,
+    Queued,
     Registry,
     Rollback,
     Settled,
@@ -72,3 +74,16 @@ def test_what_ended_cannot_come_back_to_life() -> None:
     registry = Registry()
     registry.remember(GTRID, Ended(EndedAs.ROLLED_BACK))
     assert isinstance(registry.arrive(GTRID, "t001", 1, Prepare((1,))), Answer)
+
+
+def test_what_is_asked_again_and_again_is_done_once() -> None:
+    """A coordinator repeats a rollback that nobody answers, here because the branch's session hangs."""
+    registry, entry = active()
+    registry.arrive(GTRID, "t001", 1, Execute(()))
+    for _ in range(20):
+        assert isinstance(registry.arrive(GTRID, "t001", 1, Rollback()), Interrupt)
+    assert list(entry.waiting) == [Rollback()]
+    [rolling_back] = registry.done(entry)
+    assert isinstance(rolling_back, Perform)
+    assert isinstance(registry.arrive(GTRID, "t001", 1, Rollback()), Queued)
+    assert not entry.waiting
