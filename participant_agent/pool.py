@@ -121,8 +121,8 @@ class Pool:
         return session
 
     async def _set_up(self, session: Session) -> None:
-        """Take the slot's lock, see that the participant's is still ours, and give the session the sql_mode that
-        the guard reads literals by, whatever the server's is by now.
+        """Take the slot's lock, see that the participant's is still ours, and set the sql_mode that the guard
+        reads literals by, whatever the server's is by now.
         """
         for attempt in range(50):
             held = await session.query(

@@ -1,4 +1,4 @@
-"""The pool and a server that stops answering: nobody waits longer than the pool promises, and no slot is lost."""
+"""The pool and a server that stops answering: nobody waits longer than promised, and no slot is lost."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_server_that_does_not_answer_on_a_new_session_is_given_up() -> None:
         assert silent.dead
         await pool.acquire()  # its slot is free
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 20))
 
 
 def test_a_caller_that_leaves_while_its_session_is_made_leaves_the_slot() -> None:
@@ -71,4 +71,4 @@ def test_a_caller_that_leaves_while_its_session_is_made_leaves_the_slot() -> Non
         assert silent.dead
         await pool.acquire()
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 20))
