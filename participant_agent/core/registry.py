@@ -202,9 +202,7 @@ class Registry:
         if isinstance(command, Prepare) and isinstance(entry.running, Execute):
             entry.doom = entry.doom or _BUSY
             return Interrupt(entry, Voted(Vote.ROLLBACK, SessionUse.CLOSE, entry.doom))
-        if (
-            command != entry.running and command not in entry.waiting
-        ):  # one report answers all that ask the same
+        if command != entry.running and command not in entry.waiting:  # one report answers every repetition
             entry.waiting.append(command)
         if isinstance(command, Rollback) and isinstance(entry.running, Execute | Run | Prepare):
             entry.doom = entry.doom or _ROLLED_BACK
