@@ -343,6 +343,7 @@ class Branches:
         else:
             self._log.error("heuristic outcome", gtrid=entry.gtrid, state=result.state.value)
             entry.state = BranchState.NON_EXISTENT
+            self._remember(entry, EndedAs.HEURISTICALLY, result.failure)
         if entry.doom is not None and result.state is State.ROLLED_BACK:
             return Finished(result.state, result.use, entry.doom)
         return result
@@ -373,6 +374,7 @@ class Branches:
         else:
             self._log.error("heuristic outcome", gtrid=entry.gtrid, state=result.state.value)
             entry.state = BranchState.NON_EXISTENT
+            self._remember(entry, EndedAs.HEURISTICALLY, result.failure)
         entry.deadline = None
         return result
 

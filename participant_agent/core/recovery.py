@@ -286,10 +286,10 @@ class Lookup(StrEnum):
 
 
 def last_committed(table: str | None, coordinator_id: str, bqual_number: int) -> Procedure[str]:
-    """The highest gtrid whose witness row names several participants, "" where there is none.
+    """The highest gtrid whose witness row names several participants, or one twice, "" where there is none.
 
     Such a row exists only if the coordinator's log had a record of the transaction: a log that has none up to
-    it has lost decisions. (A branch that was alone in its transaction leaves no record.)
+    it has lost decisions. (A branch that was committed in one phase leaves no record.)
     """
     if table is None:
         return ""

@@ -81,6 +81,7 @@ class EndedAs(Enum):
     COMMITTED = "committed"
     ROLLED_BACK = "rolled back"
     READ_ONLY = "read only"
+    HEURISTICALLY = "heuristically"  # how, only the server can tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +333,8 @@ def _answer_ended(ended: Ended, command: Command) -> Action | None:
         if ended.how is EndedAs.READ_ONLY:
             return Answer(Voted(Vote.READ_ONLY, SessionUse.CLOSE))
         return Answer(Voted(Vote.ROLLBACK, SessionUse.CLOSE, why))
+    if ended.how is EndedAs.HEURISTICALLY:
+        return Answer(Finished(State.RETRY, SessionUse.CLOSE, why)) if isinstance(command, Run) else None
     if isinstance(command, Commit | Run) and ended.how is not EndedAs.ROLLED_BACK:
         return Answer(Finished(State.COMMITTED, SessionUse.CLOSE))
     if isinstance(command, Run) or (isinstance(command, Commit) and command.one_phase):

@@ -199,7 +199,9 @@ def _reason(answer: Result, default: Reason) -> Reason:
 def prepare(work: Work, participants: tuple[int, ...]) -> Procedure[Voted]:
     """Phase 1 of an active branch whose statements all succeeded."""
     wrote = yield from _wrote(work)
-    unended = yield from _end(work, participants, wrote)
+    # One that is alone is named twice: its row shows, too, that the log had a record (last_committed).
+    named = participants if len(participants) > 1 else participants * 2
+    unended = yield from _end(work, named, wrote)
     if unended is not None:
         return (yield from vote_rollback(work, unended))
     if not wrote:

@@ -435,3 +435,18 @@ def test_an_illegal_transition_is_an_error_of_ours() -> None:
     entry = arrive(Registry(), RUN).entry
     with pytest.raises(AssertionError):
         entry.move(BranchEvent.COMMITTED)
+
+
+@pytest.mark.parametrize(("participants", "named"), [((7,), "0007,0007"), ((7, 8), "0007,0008")])
+def test_the_witness_row_of_what_a_log_decides_names_two(participants: tuple[int, ...], named: str) -> None:
+    """One that is alone, but prepared, proves, too, that the log had a record: recovery.last_committed."""
+    twin = Twin(Engine.MYSQL, lambda verb: Ok((), 1), False, False, True)
+    job = Work(branch(Engine.MYSQL), SESSION, read_only=False)
+    twin.perform(work.run(job, (Statement("UPDATE a SET v = 1"),), participants, one_phase=False))
+    [insert] = [sql for sql in twin.said if sql.startswith("INSERT INTO xacoord.witness")]
+    assert f"'{named}'" in insert
+    twin.said.clear()
+    job = Work(branch(Engine.MYSQL), SESSION, read_only=False)
+    twin.perform(work.run(job, (Statement("UPDATE a SET v = 1"),), (7,), one_phase=True))
+    [insert] = [sql for sql in twin.said if sql.startswith("INSERT INTO xacoord.witness")]
+    assert "'0007'" in insert

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dtp import BranchEvent
+from dtp import BranchEvent, Vote
+from participant_agent.core.finish import Finished, SessionUse, State
 from participant_agent.core.registry import (
     Answer,
     Commit,
@@ -18,8 +19,10 @@ from participant_agent.core.registry import (
     Queued,
     Registry,
     Rollback,
+    Run,
     Settled,
 )
+from participant_agent.core.work import Voted
 
 GTRID = "k1t00100010000001ekn"
 
@@ -87,3 +90,22 @@ def test_what_is_asked_again_and_again_is_done_once() -> None:
     assert isinstance(rolling_back, Perform)
     assert isinstance(registry.arrive(GTRID, "t001", 1, Rollback()), Queued)
     assert not entry.waiting
+
+
+@pytest.mark.parametrize(
+    "command", [Prepare((1, 2)), Run((), False, (1, 2), 5.0, False), Run((), False, (1,), 5.0, True)]
+)
+def test_what_ended_heuristically_is_not_begun_again(command: Prepare | Run) -> None:
+    """A late copy of the command that began it. Only the server knows how it ended, so no outcome is told."""
+    registry = Registry()
+    registry.remember(GTRID, Ended(EndedAs.HEURISTICALLY))
+    action = registry.arrive(GTRID, "t001", 1, command)
+    assert isinstance(action, Answer)
+    assert action.result in (
+        Voted(Vote.ROLLBACK, SessionUse.CLOSE, action.result.failure),
+        Finished(State.RETRY, SessionUse.CLOSE, action.result.failure),
+    )
+    for asked in (Commit(), Commit(one_phase=True), Rollback()):
+        registry = Registry()
+        registry.remember(GTRID, Ended(EndedAs.HEURISTICALLY))
+        assert isinstance(registry.arrive(GTRID, "t001", 1, asked), Perform)

@@ -66,11 +66,15 @@ class Client:
     def start(self, works: int) -> None:
         self.process.spawn(self._main(works))
 
+    async def _think(self) -> None:
+        seconds = self.random.random() * self.world.plan.think_seconds
+        if not self.world.calm:  # then there is a time by which everything has to have ended
+            await asyncio.sleep(seconds)
+
     async def _main(self, works: int) -> None:
-        random = self.random
         self._connect()
         for _ in range(works):
-            await asyncio.sleep(random.random() * self.world.plan.think_seconds)
+            await self._think()
             if not self.world.calm:
                 await self._one()
         self.done = True
@@ -239,7 +243,7 @@ class Client:
             if failed:
                 break
             if random.random() < 0.3:
-                await asyncio.sleep(random.random() * self.world.plan.think_seconds)
+                await self._think()
         if failed and not attempt.doomed:
             await self._roll_back(attempt)  # nobody knows what it did: never commit that
             return

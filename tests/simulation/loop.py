@@ -26,6 +26,7 @@ class SimulatedTask(asyncio.Task[Any]):
 
     def __init__(self, number: int, coroutine: Any, loop: SimulatedLoop, context: _Context) -> None:
         self._number = number
+        self.process = context.get(CURRENT) if context is not None else CURRENT.get()
         super().__init__(coroutine, loop=loop, name=f"task-{number}", context=context)
 
     def __hash__(self) -> int:

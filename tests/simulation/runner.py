@@ -111,7 +111,9 @@ def _run(seed: int, trace: bool, keep: bool) -> Result:
         for task in loop.tasks:
             if task.done() and not task.cancelled() and task._log_traceback:  # type: ignore[attr-defined]
                 error = task.exception()
-                if not isinstance(error, Killed):
+                # Who was to hear of it may have died at that moment.
+                process_is_alive = task.process is None or task.process.alive
+                if process_is_alive and not isinstance(error, Killed):
                     world.oracle.violated("ERROR", f"a task died: {error!r} {task.get_coro()}")
         for text in loop.errors:
             world.oracle.violated("ERROR", text)
