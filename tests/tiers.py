@@ -20,9 +20,9 @@ FLOORS = {
     "log: bit flips": 262_000,
     "log: power-cut states": 50_000,
     "log: failed system calls": 1_000,
-    "crash matrix: runs": 250,
-    "network: cases": 24,
-    "mutations caught": 7,
+    "crash matrix: runs": 280,
+    "network: cases": 60,
+    "mutations caught": 20,
 }
 
 _FILE = "XACOORD_TALLY"

@@ -23,6 +23,7 @@ from dtp import Gtrid
 from participant_agent import branches
 from participant_agent.branches import Branches
 from participant_agent.core import finish, registry, resolve, sessions, work
+from participant_agent.core.effects import Lost
 from participant_agent.core.finish import Finished, SessionUse
 from participant_agent.core.registry import Answer, EndedAs, Rollback
 from participant_agent.core.resolve import Evidence
@@ -192,6 +193,32 @@ def asking_the_server_to_roll_back() -> Iterator[None]:
         return answer_ended(ended, command)
 
     with patch.object(registry, "_answer_ended", autospec=True, side_effect=from_memory):
+        yield
+
+
+@contextlib.contextmanager
+def asking_what_a_lost_answer_was() -> Iterator[None]:
+    """No answer to XA COMMIT is taken for "it did not commit", and nobody looks. It had committed."""
+    prove = finish._prove_commit
+
+    def guess(branch: finish.Branch, answer: Any) -> Any:
+        if isinstance(answer, Lost):
+            return Finished(finish.State.HEURISTIC_ROLLBACK, SessionUse.CLOSE)
+        return (yield from prove(branch, answer))
+
+    with patch.object(finish, "_prove_commit", autospec=True, side_effect=guess):
+        yield
+
+
+@contextlib.contextmanager
+def finishing_one_phase_in_doubt() -> Iterator[None]:
+    """A one-phase commit without an answer counts as rolled back. Its client does it a second time."""
+
+    def guess(branch: finish.Branch, answer: Any) -> Any:
+        return Finished(finish.State.ROLLED_BACK, SessionUse.CLOSE)
+        yield
+
+    with patch.object(finish, "_resolve_one_phase", autospec=True, side_effect=guess):
         yield
 
 

@@ -28,6 +28,8 @@ CAUGHT: dict[str, set[str]] = {
     "waiting_for_the_end_of_a_session": {"I6"},
     "a_new_id_for_each_transaction": {"I2", "I3"},
     "witness_check": {"HEURISTIC"},
+    "asking_what_a_lost_answer_was": {"HEURISTIC"},
+    "finishing_one_phase_in_doubt": {"I3"},
     "waiting_with_the_purge": {"I3"},
     "idempotency_keys": {"I2"},
     "a_decision_is_final": {"I2"},

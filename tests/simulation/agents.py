@@ -68,7 +68,7 @@ class AgentNode:
                 acquire_timeout_seconds=plan.acquire_timeout_seconds,
             ),
         )
-        self.conditions = Conditions(world.stream(f"sessions {participant}"))
+        self.conditions = Conditions(world.stream(f"sessions {participant}"), counters=world.counters)
         self.process: Process | None = None
         self.agent: Agent | None = None
         self.zombies: list[Process] = []

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dtp import Xid
+from participant_agent.core.effects import Verb
 from tests.simulation.process import Process
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from tests.simulation.coordinators import CoordinatorNode
     from tests.simulation.world import World
 
+_AIMED_VERBS = (Verb.COMMIT, Verb.COMMIT, Verb.COMMIT, Verb.COMMIT_ONE_PHASE, Verb.PREPARE, Verb.ROLLBACK)
+_AIMED_FAULTS = ("cut_before", "cut_after", "cut_after", "silence")
 _STALLS = ("prepare", "commit", "rollback", "one_phase", "autocommit", "write")
 _FOREIGN = (
     Xid(1, b"somebody-else", b"1"),
@@ -65,12 +68,27 @@ class Faults:
         """Set the timers of the plan's faults."""
         for when, kind in self._world.plan.faults:
             self._world.network.later(when, self._begin, kind)
+        self._aim()
         # A stream of its own: one run in 25, whatever else the seed says.
         random, seconds = self._world.stream("log loss"), self._world.plan.chaos_seconds
         if random.random() < 0.04:
             node = random.choice(list(self._world.coordinators.values()))
             when = seconds * random.uniform(0.1, 0.7)
             self._world.network.later(when, self._back_up, node, random.uniform(0.05, seconds - when))
+
+    def _aim(self) -> None:
+        """The queries after which nobody knows an outcome are few among many; so some are chosen."""
+        random, seconds = self._world.stream("answers lost"), self._world.plan.chaos_seconds
+        if random.random() < 0.5:
+            return
+        for _ in range(random.randint(1, 5)):
+            aims = random.choice(list(self._world.agents.values())).conditions.aims
+            aim = random.choice(_AIMED_VERBS), random.choice(_AIMED_FAULTS)
+            self._world.network.later(seconds * random.random(), self._unless_calm, aims.append, aim)
+
+    def _unless_calm(self, callback: Callable[..., object], *arguments: object) -> None:
+        if not self._world.calm:
+            callback(*arguments)
 
     def _begin(self, kind: str) -> None:
         if not self._world.calm and self._kinds[kind]():
@@ -87,6 +105,7 @@ class Faults:
             coordinator.start_again()
         for agent in world.agents.values():
             agent.conditions.heal()
+            agent.conditions.aims.clear()
             agent.conditions.cut_before = agent.conditions.cut_after = agent.conditions.silence = 0.0
             for zombie in agent.zombies:
                 zombie.kill()

@@ -5,7 +5,7 @@ Fault model:
  2. cut_before: the connection breaks before the query has arrived.
  3. cut_after: it breaks when the server has carried the query out, and the answer is lost.
  4. silence: the answer never comes; the client gives up after its time-out, and the server knows nothing
-    of that.
+    of that. These three with a chance for each query, or aimed at the next query of one verb.
  5. a partition: nothing gets through in either direction. What was sent is delivered when it ends,
     however late that is, and after it the news that the client has gone.
  6. the agent's process dies: nothing that it does reaches the server any more. What it had sent arrives;
@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 from typing import Any
 
-from participant_agent.core.effects import Lost, Query, Result
+from participant_agent.core.effects import Lost, Query, Result, Verb
 from participant_agent.session import Connect, ConnectError, Session, Target
 from tests.simulation.mysql import Server
 from tests.simulation.mysql_connection import Connection
@@ -38,6 +39,8 @@ class Conditions:
         cut_before, cut_after, silence: chances for each query; see the fault model.
         drop_delay: the longest time after which the server sees that a dead process is gone.
         parted: a partition.
+        aims: what happens to the next query of a verb.
+        counters: of answers that were lost.
     """
 
     random: Random
@@ -47,6 +50,8 @@ class Conditions:
     silence: float = 0.0
     drop_delay: float = 0.0
     parted: bool = False
+    aims: list[tuple[Verb, str]] = field(default_factory=list)
+    counters: Counter[str] = field(default_factory=Counter)
     _held: list[Callable[[], None]] = field(default_factory=list)
 
     def part(self) -> None:
@@ -65,8 +70,12 @@ class Conditions:
         low, high = self.latency
         return self.random.uniform(low, high)
 
-    def fault(self) -> str:
+    def fault(self, verb: Verb) -> str:
         """What happens to the next query."""
+        for aim in self.aims:
+            if aim[0] is verb:
+                self.aims.remove(aim)
+                return aim[1]
         chance = self.random.random()
         for name in ("cut_before", "cut_after", "silence"):
             chance -= getattr(self, name)
@@ -177,7 +186,7 @@ class SimulatedSession(Session):
         self._die(Lost(f"no answer within {self._target.timeout_seconds:g} s", timed_out=True))
 
     def _send(self, query: Query, answer: asyncio.Future[Result]) -> None:
-        fault = self._conditions.fault()
+        fault = self._conditions.fault(query.verb)
         self._sending = True
         self._after_latency(lambda: self._arrive(query, answer, fault))
 
@@ -217,6 +226,8 @@ class SimulatedSession(Session):
             return
 
         def done(result: Result) -> None:
+            if fault:
+                self._conditions.counters[f"answer lost: {query.verb.value}"] += 1
             if fault == "cut_after":
                 self._link.drop()
                 self._back(self._hear, answer, Lost())

@@ -49,6 +49,9 @@ def test_many_seeds() -> None:
     answers = ("told COMMITTED", "told ROLLED_BACK", "told UNKNOWN")
     for what in (*answers, "alert HEURISTIC", "alert ORPHAN", "rotations"):
         assert happened[what] > 10, (what, happened[what])
+    # After these nobody knows an outcome until it has been asked for.
+    for verb, least in (("commit", 300), ("commit_one_phase", 40), ("prepare", 100), ("rollback", 100)):
+        assert happened[f"answer lost: {verb}"] > least, (verb, happened[f"answer lost: {verb}"])
 
 
 def _digests_elsewhere(hash_seed: str) -> list[str]:

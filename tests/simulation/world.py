@@ -1,9 +1,9 @@
 """The world of one run: all parts, and the three acts of it.
 
 1. chaos: clients work, and faults happen (faults.py), until the chaos' time is over;
-2. calm: every fault ends, everything is started, nobody begins anything new; within 60 virtual seconds
-   nothing of ours may be prepared, no row locked, no transaction open, every client answered, every
-   participant UP;
+2. calm: every fault ends, everything is started, nobody begins anything new; within 60 virtual seconds and
+   the time that agents give a statement nothing of ours may be prepared, no row locked, no transaction
+   open, every client answered, every participant UP;
 3. judgement: an auditor asks for each transaction what became of it, and the oracle compares ledgers and
    servers.
 """
@@ -116,7 +116,8 @@ class World:
         return work
 
     async def _come_to_rest(self) -> bool:
-        until = self.loop.time() + CALM_SECONDS
+        # What an agent was at may take as long as it lets its server.
+        until = self.loop.time() + CALM_SECONDS + self.plan.statement_timeout_seconds
         quiet_since = None
         while True:
             restless = self._restless()
