@@ -287,7 +287,7 @@ class AgentLink:
                 self._break(link, "the agent sent a vote without a value")
                 return
             failure = _failure(voted.failure) if vote is Vote.ROLLBACK else None
-            self._submit(inputs.BranchVoted(name, link, gtrid, vote, failure, voted.results))
+            self._submit(inputs.BranchVoted(name, link, gtrid, vote, failure, voted.results, voted.in_doubt))
         elif kind == "finished":
             finished = report.finished
             outcome = _OUTCOMES.get(finished.state)

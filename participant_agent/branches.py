@@ -147,7 +147,7 @@ class Branches:
         if entry.state in (BranchState.ACTIVE, BranchState.IDLE):
             self.roll_back_later(entry, why)
         if isinstance(command, Prepare) or (isinstance(command, Run) and not command.one_phase):
-            return Voted(Vote.ROLLBACK, SessionUse.CLOSE, why)
+            return Voted(Vote.ROLLBACK, SessionUse.CLOSE, why, in_doubt=True)
         return Finished(State.RETRY, SessionUse.CLOSE, why)
 
     def finish_command(self, entry: Entry) -> None:

@@ -51,7 +51,10 @@ def report_message(gtrid: str, result: Voted | Finished) -> pb.Report:
     failure = failure_message(result.failure)
     if isinstance(result, Voted):
         return pb.Report(
-            gtrid=gtrid, voted=pb.Voted(vote=_VOTES[result.vote], failure=failure, results=results)
+            gtrid=gtrid,
+            voted=pb.Voted(
+                vote=_VOTES[result.vote], failure=failure, results=results, in_doubt=result.in_doubt
+            ),
         )
     return pb.Report(
         gtrid=gtrid, finished=pb.Finished(state=_STATES[result.state], failure=failure, results=results)

@@ -171,12 +171,15 @@ class BranchEnlisted:
 
 @dataclass(frozen=True, slots=True)
 class BranchVoted:
+    """`in_doubt`: it votes ROLLBACK, and may be prepared all the same. It is to be rolled back."""
+
     participant: str
     link: int
     gtrid: str
     vote: Vote
     failure: Failure | None = None
     results: Any = None
+    in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

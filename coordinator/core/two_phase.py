@@ -132,8 +132,9 @@ class TwoPhase:
         branch.results = event.results
         transaction.note(now, f"voted {event.vote.value}", event.participant)
         if event.vote is Vote.ROLLBACK:
-            branch.outcome = Outcome.ROLLED_BACK
-            branch.state = BranchState.NON_EXISTENT
+            if not event.in_doubt:
+                branch.outcome = Outcome.ROLLED_BACK
+            branch.state = BranchState.ROLLBACK_ONLY if event.in_doubt else BranchState.NON_EXISTENT
             branch.last_failure = event.failure
             self.reject(transaction, _refused(event.participant, event.failure), now)
             return

@@ -453,7 +453,10 @@ class Voted(google.protobuf.message.Message):
     VOTE_FIELD_NUMBER: builtins.int
     FAILURE_FIELD_NUMBER: builtins.int
     RESULTS_FIELD_NUMBER: builtins.int
+    IN_DOUBT_FIELD_NUMBER: builtins.int
     vote: Global___Vote.ValueType
+    in_doubt: builtins.bool
+    """With VOTE_ROLLBACK: the branch may be prepared all the same. It has to be rolled back, and how it ended asked."""
     @property
     def failure(self) -> Global___Failure:
         """Present with VOTE_ROLLBACK."""
@@ -468,9 +471,10 @@ class Voted(google.protobuf.message.Message):
         vote: Global___Vote.ValueType = ...,
         failure: Global___Failure | None = ...,
         results: collections.abc.Iterable[participant_agent.v1.statement_pb2.StatementResult] | None = ...,
+        in_doubt: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["failure", b"failure"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["failure", b"failure", "results", b"results", "vote", b"vote"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["failure", b"failure", "in_doubt", b"in_doubt", "results", b"results", "vote", b"vote"]) -> None: ...
 
 Global___Voted: typing_extensions.TypeAlias = Voted
 
@@ -833,8 +837,11 @@ class RecallResponse(google.protobuf.message.Message):
     LAST_COMMITTED_FIELD_NUMBER: builtins.int
     SERVER_FIELD_NUMBER: builtins.int
     RECOLLECTIONS_FIELD_NUMBER: builtins.int
+    ATTACHED_EPOCH_FIELD_NUMBER: builtins.int
     last_committed: builtins.str
     """As in FenceResponse."""
+    attached_epoch: builtins.int
+    """The epoch of the stream of this coordinator that is attached here now: it runs, and may decide. 0: none is."""
     @property
     def memory(self) -> Global___Memory:
         """Absent: this coordinator has never fenced the agent."""
@@ -852,9 +859,10 @@ class RecallResponse(google.protobuf.message.Message):
         last_committed: builtins.str = ...,
         server: Global___ServerInfo | None = ...,
         recollections: collections.abc.Iterable[Global___Recollection] | None = ...,
+        attached_epoch: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["memory", b"memory", "server", b"server"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["last_committed", b"last_committed", "memory", b"memory", "recollections", b"recollections", "server", b"server"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attached_epoch", b"attached_epoch", "last_committed", b"last_committed", "memory", b"memory", "recollections", b"recollections", "server", b"server"]) -> None: ...
 
 Global___RecallResponse: typing_extensions.TypeAlias = RecallResponse
 

@@ -195,7 +195,8 @@ def vote(s: Scenario, words: Words, options: Options) -> None:
     name, text, choice, *reason = words
     failure = inputs.Failure(Reason(reason[0]), "it says why") if reason else None
     results = f"{name}'s rows" if "results" in options else None
-    s.feed(inputs.BranchVoted(name, s.links[name], s.gtrid(text), Vote[choice], failure, results))
+    in_doubt = "in_doubt" in options
+    s.feed(inputs.BranchVoted(name, s.links[name], s.gtrid(text), Vote[choice], failure, results, in_doubt))
 
 
 def finish(s: Scenario, words: Words, options: Options) -> None:
