@@ -43,6 +43,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", 16 << 20),
     ("grpc.keepalive_time_ms", _PING_MILLISECONDS),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # one that hangs still acknowledges: gRPC would wait a minute
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )

@@ -44,6 +44,12 @@ _TRIM_EVERY = 120
 _ENLIST_SECONDS = 10.0
 _CONTROL_SECONDS = 10.0
 
+# Of the sessions that read evidence, whatever clients' statements have: at READ UNCOMMITTED the witness row
+# of a branch that is only prepared would count as committed. Each of their queries is a transaction of its
+# own, so none reads an old snapshot; and at READ COMMITTED a server with binlog_format = STATEMENT writes
+# nothing (1665).
+_EVIDENCE_ISOLATION = "REPEATABLE-READ"
+
 
 class PreflightError(StartError):
     """The server is not fit; `checks` has the findings."""
@@ -54,8 +60,8 @@ class PreflightError(StartError):
         self.checks = checks
 
 
-def target_of(config: Config) -> Target:
-    """How sessions connect, and what they set up."""
+def target_of(config: Config, isolation: str) -> Target:
+    """How sessions connect, and what they set up. `isolation`: "" keeps the server's."""
     mysql, sessions = config.mysql, config.sessions
     arguments: dict[str, Any] = {
         "user": mysql.user,
@@ -72,8 +78,8 @@ def target_of(config: Config) -> Target:
         f"SET SESSION lock_wait_timeout = {sessions.lock_wait_seconds}, "
         f"innodb_lock_wait_timeout = {sessions.lock_wait_seconds}, time_zone = '+00:00'"
     ]
-    if sessions.isolation:
-        set_up.append(f"SET SESSION TRANSACTION ISOLATION LEVEL {sessions.isolation.replace('-', ' ')}")
+    if isolation:
+        set_up.append(f"SET SESSION TRANSACTION ISOLATION LEVEL {isolation.replace('-', ' ')}")
     limits = config.limits
     return Target(
         arguments, tuple(set_up), sessions.statement_timeout_seconds, limits.result_rows, limits.result_bytes
@@ -92,7 +98,8 @@ class Agent:
     ) -> None:
         self.config = config
         self.log = log
-        name, target, sessions = config.agent.participant, target_of(config), config.sessions
+        name, sessions = config.agent.participant, config.sessions
+        target = target_of(config, _EVIDENCE_ISOLATION)
         self.control = Control(
             with_raw_cells(target, _CONTROL_SECONDS),
             name,
@@ -102,7 +109,8 @@ class Agent:
             connect,
         )
         wait = sessions.acquire_timeout_seconds
-        self.workers = Pool(target, name, 0, sessions.max, sessions.warm, wait, connect)
+        clients = target_of(config, sessions.isolation)
+        self.workers = Pool(clients, name, 0, sessions.max, sessions.warm, wait, connect)
         self.finishers = Pool(target, name, sessions.max, FINISHERS, 2, wait, connect)
         self.fences = Fences(config, self.control)
         self.links: dict[str, Link] = {}
@@ -166,7 +174,12 @@ class Agent:
         assert self.control.server is not None
         await self.control.drive(store.create(self.config.mysql.schema))
         return await self.control.drive(
-            preflight.preflight(self.control.server, self.config.mysql.schema, self.config.preflight.allow)
+            preflight.preflight(
+                self.control.server,
+                self.config.mysql.schema,
+                self.config.witness.enabled,
+                self.config.preflight.allow,
+            )
         )
 
     async def _begin_serving(self) -> None:
@@ -275,6 +288,11 @@ class Agent:
         link = Link(hello.coordinator_id, hello.epoch)
         self.links[hello.coordinator_id] = link
         return link
+
+    def attached_epoch(self, coordinator_id: str) -> int:
+        """The epoch of the coordinator's stream that is open now, 0 where none is."""
+        link = self.links.get(coordinator_id)
+        return link.epoch if link is not None and link.closed is None else 0
 
     def detach(self, link: Link) -> None:
         """The stream ended. Branches stay; those of clients end with their deadline."""

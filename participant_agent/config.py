@@ -77,7 +77,7 @@ class SessionsSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     Attributes:
         max: sessions that work in branches at the same time; 16 more are kept for commit and rollback.
         warm: connections kept open when idle.
-        isolation: "" keeps the server's default.
+        isolation: of the sessions that run clients' statements; "" keeps the server's default.
         lock_wait_seconds: bound of each row lock and metadata lock wait.
         statement_timeout_seconds: after which a statement's session is killed.
         acquire_timeout_seconds: how long a branch waits for a free session.

@@ -162,6 +162,11 @@ def _server(agent: Any) -> tuple[Any, Any]:
             # Coordinators ping an idle stream every 5 s; by default gRPC takes that for abuse and hangs up.
             ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
             ("grpc.keepalive_permit_without_calls", 1),
+            # A coordinator or client that hangs, or whose machine has died, does not close its connection: it
+            # is gone after both times. Without the last of the three gRPC would wait for a minute.
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.ping_timeout_ms", 10_000),
         ],
     )
     rpc.add_ParticipantAgentServicer_to_server(Service(agent), server)

@@ -83,7 +83,11 @@ class Service(rpc.ParticipantAgentServicer):
             raise mismatch(self._agent.config.agent.participant)
         gtrids = request.gtrids
         fence, last_committed, found = await self._agent.recall(request.coordinator_id, gtrids)
-        response = pb.RecallResponse(last_committed=last_committed, server=self._agent.server_info())
+        response = pb.RecallResponse(
+            last_committed=last_committed,
+            server=self._agent.server_info(),
+            attached_epoch=self._agent.attached_epoch(request.coordinator_id),
+        )
         if fence is not None:
             response.memory.CopyFrom(
                 pb.Memory(

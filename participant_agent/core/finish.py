@@ -17,7 +17,7 @@ from .effects import Lost, Ok, Procedure, Query, Result, ServerError, TooLarge, 
 from .engine import Engine
 from .errors import RBROLLBACK, Failure, Meaning, failure, meaning
 from .resolve import Evidence, Proof, resolve
-from .sessions import Session, end_session
+from .sessions import Session, end_session, has_lock, lock_query
 
 _ENDED = Lost("the session was ended")
 
@@ -163,6 +163,20 @@ def rollback(branch: Branch, session: Session, active: bool) -> Procedure[Finish
         session: the one that owns it, or any.
         active: the session is in the middle of the branch, before a successful XA END.
     """
+    finished = yield from _roll_back(branch, session, active)
+    if not active:  # its lock was looked for before the branch was prepared, and nothing ran since
+        return finished
+    return replace(finished, use=(yield from unless_lockless(session, finished.use)))
+
+
+def unless_lockless(session: Session, use: SessionUse) -> Procedure[SessionUse]:
+    """`use`, but no session is FREE whose user lock a stored function has released."""
+    if use is not SessionUse.FREE:
+        return use
+    return SessionUse.FREE if has_lock((yield lock_query(session))) else SessionUse.CLOSE
+
+
+def _roll_back(branch: Branch, session: Session, active: bool) -> Procedure[Finished]:
     if active:
         ended = yield Query(f"XA END {branch.xid.sql()}", verb=Verb.END)
         if isinstance(ended, Lost | TooLarge):

@@ -63,16 +63,18 @@ def identify() -> Procedure[Server | None]:
     return Server(engine, version, identity or "", sql_mode or "", int(net_buffer_length or "1024"))
 
 
-def preflight(server: Server, schema: str, allow: tuple[str, ...]) -> Procedure[list[Check]]:
+def preflight(server: Server, schema: str, witness: bool, allow: tuple[str, ...]) -> Procedure[list[Check]]:
     """All checks, in the order of docs/agent.md.
 
     Args:
         server: what `identify` found.
         schema: the agent's schema.
+        witness: branches write witness rows.
         allow: names of refusals that the operator accepts; they become warnings.
     """
     checks = [_version(server)]
     checks += yield from _settings(server)
+    checks += yield from _binary_log(server, witness)
     account = quoted_account((yield from ask("SELECT CURRENT_USER()")) or "")
     checks += yield from _recover(server, account)
     checks += yield from _performance_schema(server, account)
@@ -147,19 +149,26 @@ def _settings(server: Server) -> Procedure[list[Check]]:
             checks.append(Check(variable, Severity.OK, found))
         else:
             checks.append(Check(variable, severity, found, fix))
-    log_bin = yield from ask("SELECT @@global.log_bin")
-    if log_bin == "1":
-        sync = yield from ask("SELECT @@global.sync_binlog")
-        severity = Severity.OK if sync == "1" else Severity.WARN
-        checks.append(
-            Check("sync_binlog", severity, str(sync), "" if sync == "1" else "SET GLOBAL sync_binlog = 1")
+    return checks
+
+
+def _binary_log(server: Server, witness: bool) -> Procedure[list[Check]]:
+    if (yield from ask("SELECT @@global.log_bin")) != "1":
+        return []
+    sync = yield from ask("SELECT @@global.sync_binlog")
+    severity = Severity.OK if sync == "1" else Severity.WARN
+    checks = [Check("sync_binlog", severity, str(sync), "" if sync == "1" else "SET GLOBAL sync_binlog = 1")]
+    # None: a version that knows rows only.
+    if witness and (yield from ask("SELECT @@global.binlog_format")) == "STATEMENT":
+        fix = (
+            "set binlog_format to ROW or MIXED (SET GLOBAL, and in the server's configuration), or switch "
+            "witness rows off ([witness] enabled = false): a replica would get no witness rows, and after a "
+            "failover to it committed branches would seem rolled back"
         )
-        if (yield from ask("SELECT @@global.binlog_format")) == "STATEMENT":
-            fix = "SET GLOBAL binlog_format = ROW; replicas get no witness rows otherwise"
-            checks.append(Check("binlog_format", Severity.WARN, "STATEMENT", fix))
-        if server.engine is Engine.MARIADB:
-            fix = "replicas and point-in-time recovery may miss branches after a crash (MDEV-21469)"
-            checks.append(Check("mariadb-binlog", Severity.WARN, "log_bin is on", fix))
+        checks.append(Check("binlog_format", Severity.REFUSE, "STATEMENT", fix))
+    if server.engine is Engine.MARIADB:
+        fix = "replicas and point-in-time recovery may miss branches after a crash (MDEV-21469)"
+        checks.append(Check("mariadb-binlog", Severity.WARN, "log_bin is on", fix))
     return checks
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dtp import Xid, format_bqual
+from dtp import Xid
 
-from .effects import Ok, OnControl, Procedure, Query, text
+from .effects import Ok, Procedure, Query
 from .engine import Engine
-from .recovery import Lookup, unavailable
+from .recovery import Lookup, listed_and_committed, read_rows, rows_of, unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +37,15 @@ def recall(
 
     `purged_to` is asked after the rows were read: what a purge deletes meanwhile, it has announced before.
     """
-    listed = yield OnControl(Query(engine.recover_sql))
-    if not isinstance(listed, Ok):
-        raise unavailable(listed, "XA RECOVER")
-    prepared = set(engine.prepared(listed.rows))
-    committed: dict[str, tuple[int, ...]] = {}
-    dirty: dict[str, tuple[int, ...]] = {}
-    if table is not None and gtrids:
-        committed = yield from _rows(table, bqual_number, gtrids)
+    wanted = rows_of(table, bqual_number, gtrids)
+    prepared, committed = yield from listed_and_committed(engine, bqual_number, wanted)
+    dirty: dict[str, str] = {}
+    if wanted is not None:
         # For the next statement only; nothing is left behind.
         relaxed = yield Query("SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED")
         if not isinstance(relaxed, Ok):
             raise unavailable(relaxed, "reading witness rows of prepared branches")
-        dirty = yield from _rows(table, bqual_number, gtrids)
+        dirty = yield from read_rows(wanted)
     unprovable = purged_to()
     found: dict[str, Recollection] = {}
     for gtrid in gtrids:
@@ -61,21 +57,9 @@ def recall(
         else:
             provable = table is not None and gtrid >= unprovable
             state = Lookup.NOT_COMMITTED if provable else Lookup.NONE
-        names = committed.get(gtrid) or dirty.get(gtrid) or ()
-        found[gtrid] = Recollection(state, is_prepared and gtrid not in committed, names)
+        names = committed.get(gtrid) or dirty.get(gtrid) or ""
+        found[gtrid] = Recollection(state, is_prepared and gtrid not in committed, _numbers(names))
     return found
-
-
-def _rows(table: str, bqual_number: int, gtrids: tuple[str, ...]) -> Procedure[dict[str, tuple[int, ...]]]:
-    """The witness rows of `gtrids`, with the participants that they name."""
-    names = ", ".join(f"X'{gtrid.encode().hex()}'" for gtrid in gtrids)
-    found = yield Query(
-        f"SELECT gtrid, participants FROM {table} "
-        f"WHERE bqual = '{format_bqual(bqual_number)}' AND gtrid IN ({names})"
-    )
-    if not isinstance(found, Ok):
-        raise unavailable(found, "reading witness rows")
-    return {text(row[0]): _numbers(text(row[1])) for row in found.rows}
 
 
 def _numbers(named: str) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from enum import StrEnum
 from dtp import Gtrid, Reason, XacoordError, Xid, format_bqual
 from dtp.xid import MAGIC
 
-from .effects import Ok, OnControl, Procedure, Query, Result, Row, Verb, number, text
+from .effects import Ok, OnControl, Procedure, Query, Result, Row, Sleep, Verb, number, text
 from .engine import Engine
 from .errors import describe
 
@@ -51,6 +51,8 @@ WHERE b.trx_mysql_thread_id = 0{owners} LIMIT 1000""",
 }
 _GHOSTS_SQL = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = 0"
 _PURGE_BATCH = 500
+_NO_SCHEMA = (1049, 1146)  # unknown database, no such table
+_LOOK_AGAIN_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ def _blocked(row: Row) -> Blocked:
 def unavailable(answer: Result, doing: str) -> XacoordError:
     """The error for a server that did not do what the agent itself needs."""
     message, errno = describe(answer)
+    if errno in _NO_SCHEMA:
+        message += "; the agent's schema was dropped: docs/operations.md#the-agents-schema-was-dropped"
     return XacoordError(
         Reason.SERVER_UNAVAILABLE, f"{doing}: {message}", metadata={"errno": str(errno)} if errno else None
     )
@@ -314,25 +318,12 @@ def lookup(
 ) -> Procedure[dict[str, Lookup]]:
     """What witness rows say about `gtrids`; the caller checks before and after that no session works on them.
 
-    XA RECOVER is read before the witness rows: a branch that commits in between is found by its row.
-    `purged_to` is asked after them: what a purge deletes meanwhile, it has announced before.
+    `purged_to` is asked after the rows were read: what a purge deletes meanwhile, it has announced before.
     """
-    listed = yield OnControl(Query(engine.recover_sql))
-    if not isinstance(listed, Ok):
-        raise unavailable(listed, "XA RECOVER")
-    prepared = set(engine.prepared(listed.rows))
-    committed: set[str] = set()
-    if table is not None and gtrids:
-        names = ", ".join(f"X'{gtrid.encode().hex()}'" for gtrid in gtrids)
-        found = yield OnControl(
-            Query(
-                f"SELECT gtrid FROM {table} "
-                f"WHERE bqual = '{format_bqual(bqual_number)}' AND gtrid IN ({names})"
-            )
-        )
-        if not isinstance(found, Ok):
-            raise unavailable(found, "reading witness rows")
-        committed = {text(row[0]) for row in found.rows}
+    wanted = rows_of(table, bqual_number, gtrids)
+    prepared, committed = yield from listed_and_committed(
+        engine, bqual_number, OnControl(wanted) if wanted is not None else None
+    )
     evidence: dict[str, Lookup] = {}
     unprovable = purged_to()
     for gtrid in gtrids:
@@ -344,6 +335,50 @@ def lookup(
             provable = table is not None and gtrid >= unprovable
             evidence[gtrid] = Lookup.NOT_COMMITTED if provable else Lookup.NONE
     return evidence
+
+
+def rows_of(table: str | None, bqual_number: int, gtrids: tuple[str, ...]) -> Query | None:
+    """What asks for the witness rows of `gtrids`; None where there can be none."""
+    if table is None or not gtrids:
+        return None
+    names = ", ".join(f"X'{gtrid.encode().hex()}'" for gtrid in gtrids)
+    return Query(
+        f"SELECT gtrid, participants FROM {table} "
+        f"WHERE bqual = '{format_bqual(bqual_number)}' AND gtrid IN ({names})"
+    )
+
+
+def read_rows(wanted: Query | OnControl | None) -> Procedure[dict[str, str]]:
+    """gtrid -> the participants that its witness row names."""
+    if wanted is None:
+        return {}
+    found = yield wanted
+    if not isinstance(found, Ok):
+        raise unavailable(found, "reading witness rows")
+    return {text(row[0]): text(row[1]) for row in found.rows}
+
+
+def listed_and_committed(
+    engine: Engine, bqual_number: int, wanted: Query | OnControl | None
+) -> Procedure[tuple[set[Xid], dict[str, str]]]:
+    """What XA RECOVER lists, and the rows of branches that have committed.
+
+    XA RECOVER is read before the rows: a branch that commits in between is found by its row. One that is
+    listed *and* has a row is read again; where it still is both, the row does not count: it is seen at an
+    isolation that proves nothing, or its commit is in flight.
+    """
+    for attempt in range(2):
+        listed = yield OnControl(Query(engine.recover_sql))
+        if not isinstance(listed, Ok):
+            raise unavailable(listed, "XA RECOVER")
+        prepared = set(engine.prepared(listed.rows))
+        rows = yield from read_rows(wanted)
+        both = {gtrid for gtrid in rows if Xid.of(gtrid, bqual_number) in prepared}
+        if not both:
+            break
+        if attempt == 0:
+            yield Sleep(_LOOK_AGAIN_SECONDS)
+    return prepared, {gtrid: names for gtrid, names in rows.items() if gtrid not in both}
 
 
 def unprovable_below(coordinator_id: str, epoch: int) -> str:

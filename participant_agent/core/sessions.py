@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from .effects import Lost, Ok, OnControl, Procedure, Query, Sleep, number
+from .effects import Lost, Ok, OnControl, Procedure, Query, Result, Sleep, number
 
 MAX_SLOTS = 1000
 LOCK_RETRY_SECONDS = 0.5
@@ -52,6 +52,16 @@ def participant_lock(participant: str) -> str:
 def slot_lock(participant: str, slot: int) -> str:
     """The lock that session number `slot` holds as long as it lives."""
     return f"xacoord.{participant}.{slot}"
+
+
+def lock_query(session: Session) -> Query:
+    """Asks `session` itself whether it has its lock: a stored function of a client may have released it."""
+    return Query(f"SELECT IS_USED_LOCK('{session.lock}') = CONNECTION_ID()")
+
+
+def has_lock(answer: Result) -> bool:
+    """Whether the answer to `lock_query` says so. Without it nobody else may have the session."""
+    return isinstance(answer, Ok) and number(answer.rows[0][0]) == 1
 
 
 def end_session(session: Session) -> Procedure[bool]:

@@ -5,7 +5,8 @@
     it;
  3. the witness row, as the last statement and only where the branch wrote (a row in every branch would turn
     the cheap read-only ones into flushed ones), and only where the session still has its user lock: a stored
-    function may have released it, and without it nobody could prove that the session has ended;
+    function may have released it, and without it nobody could prove that the session has ended (where no row
+    is written, the session is asked; without its lock it goes back to no pool);
  4. XA END; a read-only branch ends here with XA ROLLBACK, which releases it without a flush;
  5. XA PREPARE: OK means durable. No answer means unknown: the vote is ROLLBACK, and the branch is rolled back
     however late it turns out to be prepared (the session is killed first, see sessions.py).
@@ -24,8 +25,8 @@ from dtp import Reason, Vote, format_bqual
 
 from .effects import Lost, Ok, Procedure, Query, Result, ServerError, TooLarge, Verb, number
 from .errors import Failure, Meaning, failure, meaning, statement_failure
-from .finish import Branch, Finished, SessionUse, State, commit_one_phase, rollback
-from .sessions import Session, end_session
+from .finish import Branch, Finished, SessionUse, State, commit_one_phase, rollback, unless_lockless
+from .sessions import Session, end_session, has_lock, lock_query
 
 _LOCK_RELEASED = "a stored routine has released the session's user lock (RELEASE_ALL_LOCKS): it must not"
 _CHARSET_SQL = "SET NAMES utf8mb4"
@@ -181,7 +182,12 @@ def _end(work: Work, participants: tuple[int, ...], wrote: bool) -> Procedure[Fa
         if not isinstance(answer, Ok):
             return failure(_reason(answer, Reason.PREPARE_FAILED), answer, "writing the witness row")
         if answer.row_count == 0:
-            work.called = True  # nobody else may have this session
+            return Failure(Reason.BRANCH_LOST, _LOCK_RELEASED)
+    elif wrote:
+        answer = yield lock_query(work.session)
+        if not isinstance(answer, Ok):
+            return failure(_reason(answer, Reason.PREPARE_FAILED), answer, "looking for the session's lock")
+        if not has_lock(answer):
             return Failure(Reason.BRANCH_LOST, _LOCK_RELEASED)
     answer = yield Query(f"XA END {xid.sql()}", verb=Verb.END)
     if not isinstance(answer, Ok):
@@ -222,7 +228,7 @@ def prepare(work: Work, participants: tuple[int, ...]) -> Procedure[Voted]:
 def _leave_read_only(work: Work) -> Procedure[Voted]:
     answer = yield Query(f"XA ROLLBACK {work.branch.xid.sql()}", verb=Verb.ROLLBACK)
     use = SessionUse.FREE if isinstance(answer, Ok) else SessionUse.CLOSE
-    return Voted(Vote.READ_ONLY, use)
+    return Voted(Vote.READ_ONLY, (yield from unless_lockless(work.session, use)))
 
 
 def vote_rollback(work: Work, why: Failure, active: bool = True) -> Procedure[Voted]:
@@ -267,4 +273,7 @@ def end_and_commit(work: Work, participants: tuple[int, ...]) -> Procedure[Finis
         voted = yield from vote_rollback(work, unended)
         return Finished(State.ROLLED_BACK, voted.use, unended)
     work.branch = replace(work.branch, write_less=not wrote)
-    return (yield from commit_one_phase(work.branch, work.session))
+    finished = yield from commit_one_phase(work.branch, work.session)
+    if wrote:
+        return finished
+    return replace(finished, use=(yield from unless_lockless(work.session, finished.use)))

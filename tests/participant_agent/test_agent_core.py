@@ -43,7 +43,7 @@ from participant_agent.core.registry import (
     Settled,
 )
 from participant_agent.core.resolve import Evidence
-from participant_agent.core.sessions import Session, end_session
+from participant_agent.core.sessions import Session, end_session, lock_query
 from participant_agent.core.work import Statement, Voted, Work
 from participant_agent.fences import read_fence
 from participant_agent.v1 import participant_agent_pb2 as pb
@@ -72,6 +72,7 @@ class Twin:
         self.verbs: list[Verb] = []
         self.said: list[str] = []
         self.killed = 0
+        self.lockless = False
 
     def perform(self, procedure: Any) -> Any:
         try:
@@ -87,6 +88,8 @@ class Twin:
         if isinstance(effect, OnControl):
             return self._control(effect.query.sql) if self.reachable else Lost("no control connection")
         assert isinstance(effect, Query)
+        if effect == lock_query(SESSION):
+            return Ok(((None if self.lockless else 1,),), 1)
         self.verbs.append(effect.verb)
         self.said.append(effect.sql)
         if effect.verb is Verb.OTHER:
@@ -262,6 +265,25 @@ def test_one_phase_run_is_committed_only_by_the_server(twin: Twin, table: bool) 
         two_steps = twin.engine is Engine.MARIADB
         assert (Verb.COMMIT_ONE_PHASE in twin.verbs) == (prepared or not two_steps)
         assert committed or (table and twin.witness)
+
+
+def _willing(engine: Engine) -> Twin:
+    """A server that does all that it is asked for."""
+    return Twin(engine, lambda verb: Ok((), 1), listed=False, witness=False, reachable=True)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(twins(), st.sampled_from(list(Engine)).map(_willing)), st.booleans(), st.booleans())
+def test_a_session_without_its_lock_is_for_nobody_else(twin: Twin, reads: bool, one_phase: bool) -> None:
+    twin.lockless = True
+    statement = Statement("SELECT f()" if reads else "UPDATE a SET v = f()", plain_read=reads)
+    job = Work(branch(twin.engine, witness=False), SESSION, read_only=False)
+    result = twin.perform(work.run(job, (statement,), (7,), one_phase))
+    assert result.use is SessionUse.CLOSE
+    assert reads or isinstance(result, Finished) or result.vote is Vote.ROLLBACK
+    assert reads or not {Verb.PREPARE, Verb.COMMIT_ONE_PHASE} & set(twin.verbs)
+    undone = twin.perform(finish.rollback(branch(twin.engine), SESSION, active=True))
+    assert undone.use is SessionUse.CLOSE
 
 
 def test_a_statement_that_fails_is_never_prepared() -> None:

@@ -16,6 +16,7 @@ from tests.participant_agent.agent_support import (
     RETRY,
     ROLLED_BACK,
     AgentProcess,
+    Coordinator,
     bump,
     coordinating,
     info,
@@ -256,11 +257,15 @@ def test_write_less_branch_without_witness(shop: PrivateServer, new_agent: Any) 
     asyncio.run(play())
 
 
-def test_a_session_without_its_lock_prepares_nothing(agent: AgentProcess, shop: PrivateServer) -> None:
-    """A function that releases all user locks takes the proof away that its session has ended."""
+def _let_go(shop: PrivateServer) -> pb.Statement:
     shop.sql("DROP FUNCTION IF EXISTS shop.let_go")
     shop.sql("CREATE FUNCTION shop.let_go() RETURNS INT DETERMINISTIC NO SQL RETURN RELEASE_ALL_LOCKS()")
-    let_go = statement("SELECT let_go()")
+    return statement("SELECT let_go()")
+
+
+def test_a_session_without_its_lock_prepares_nothing(agent: AgentProcess, shop: PrivateServer) -> None:
+    """A function that releases all user locks takes the proof away that its session has ended."""
+    let_go = _let_go(shop)
 
     async def play() -> None:
         async with coordinating(agent) as c:
@@ -272,11 +277,40 @@ def test_a_session_without_its_lock_prepares_nothing(agent: AgentProcess, shop: 
                 assert "RELEASE_ALL_LOCKS" in answer.failure.message
                 assert answer.state == ROLLED_BACK if one_phase else answer.vote == pb.VOTE_ROLLBACK
                 assert (v(shop, 1), witnesses(shop, gtrid)) == (before, 0)
-            # A branch that only reads changes nothing; its session is found out by the next one that writes.
-            assert (await c.run(c.gtrid(), let_go)).vote == pb.VOTE_READ_ONLY
-            answers = [await c.run(c.gtrid(), bump(1), one_phase=True) for _ in range(2)]
-            assert [answer.state for answer in answers] == [ROLLED_BACK, COMMITTED]
-            assert v(shop, 1) == before + 1
+            await _nobody_else_gets_its_session(c, let_go)
+            assert v(shop, 1) == before + 3
+
+    asyncio.run(play())
+
+
+async def _nobody_else_gets_its_session(c: Coordinator, let_go: pb.Statement) -> None:
+    """Branches that write nothing, or are rolled back: each is followed by one that the lock is asked for."""
+    assert (await c.run(c.gtrid(), let_go)).vote == pb.VOTE_READ_ONLY
+    assert (await c.run(c.gtrid(), bump(1), one_phase=True)).state == COMMITTED
+    assert (await c.run(c.gtrid(), let_go, one_phase=True)).state == COMMITTED
+    assert (await c.run(c.gtrid(), bump(1), one_phase=True)).state == COMMITTED
+    gtrid = c.gtrid()
+    await c.execute(gtrid, let_go)
+    assert (await c.rollback(gtrid)).state == ROLLED_BACK
+    assert (await c.run(c.gtrid(), bump(1), one_phase=True)).state == COMMITTED
+
+
+def test_without_witness_rows_a_session_is_asked_for_its_lock(shop: PrivateServer, new_agent: Any) -> None:
+    agent = new_agent(shop, extra="[witness]\nenabled = false\n")
+    agent.start()
+    let_go = _let_go(shop)
+
+    async def play() -> None:
+        async with coordinating(agent) as c:
+            before = v(shop, 1)
+            for one_phase in (False, True):
+                answer = await c.run(c.gtrid(), let_go, bump(1), one_phase=one_phase)
+                assert answer.failure.reason == "BRANCH_LOST"
+                assert "RELEASE_ALL_LOCKS" in answer.failure.message
+                assert answer.state == ROLLED_BACK if one_phase else answer.vote == pb.VOTE_ROLLBACK
+            assert v(shop, 1) == before
+            await _nobody_else_gets_its_session(c, let_go)
+            assert v(shop, 1) == before + 3
 
     asyncio.run(play())
 

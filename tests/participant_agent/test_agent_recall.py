@@ -96,6 +96,7 @@ def test_all_that_is_known_of_a_transaction(agent: AgentProcess, shop: PrivateSe
             assert (memory.epoch, memory.number, memory.log_identity) == (4, 7, c.identity)
             assert answer.last_committed == committed
             assert answer.server.witness
+            assert answer.attached_epoch == 4
             # What it looked at is as it was: sessions go on at their own isolation.
             assert told(await recall(c, prepared)) == [("UNDECIDED", True, [3, 7])]
             assert (await c.rollback(prepared)).state == ROLLED_BACK
@@ -222,6 +223,7 @@ def test_a_takeover_ends_the_sessions_of_the_real_log(agent: AgentProcess, shop:
             await asyncio.sleep(0.05)
             assert real.ended is not None
             assert reason(real.ended) == "STALE_EPOCH"
+            assert (await recall(real)).attached_epoch == 0, "fenced, so its stream has ended"
             assert told(await recall(real, active, prepared)) == [
                 ("NOT_COMMITTED", False, []),
                 ("UNDECIDED", True, [3, 7]),
@@ -229,8 +231,10 @@ def test_a_takeover_ends_the_sessions_of_the_real_log(agent: AgentProcess, shop:
             new = Coordinator(agent, coordinator_id=real.id, epoch=6)
             new.identity = NEW_LOG
             await new.attach()
+            assert (await recall(real)).attached_epoch == 6
             assert (await new.rollback(prepared)).state == ROLLED_BACK
             await new.detach()
+            assert (await recall(real)).attached_epoch == 0
             await new.channel.close()
         assert v(shop, 2) == before
 

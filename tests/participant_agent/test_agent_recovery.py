@@ -386,6 +386,41 @@ def test_weak_durability_is_refused(shop: PrivateServer, new_agent: Any) -> None
         shop.sql("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
 
 
+def test_statements_in_the_binary_log_are_refused(shop: PrivateServer, new_agent: Any) -> None:
+    """A replica would insert no witness row; without witness rows it does not matter."""
+    agent = new_agent(shop)
+    allowing = new_agent(shop, extra='[preflight]\nallow = ["binlog_format"]\n')
+    without = new_agent(shop, extra="[witness]\nenabled = false\n")
+    ((before,),) = shop.sql("SELECT @@global.binlog_format")
+    try:
+        for binlog_format, severities in (
+            ("MIXED", (None, None, None)),
+            ("STATEMENT", ("refuse", "warn", None)),
+        ):
+            shop.sql("SET GLOBAL binlog_format = %s", (binlog_format,))
+            for one, expected in zip((agent, allowing, without), severities, strict=True):
+                checks = {check["name"]: check for check in json.loads(one.run_doctor("-o", "json").stdout)}
+                found = checks.get("binlog_format", {})
+                assert found.get("severity") == expected
+                assert expected is None or "ROW or MIXED" in found["fix"]
+        agent.start(ready=False)
+        assert agent.process.wait(20) == 78
+        assert "binlog_format" in agent.log.read_text()
+        # What the agent itself writes, its server's log takes (1665 at other isolation levels).
+        without.start()
+        asyncio.run(_commits(without))
+    finally:
+        shop.sql("SET GLOBAL binlog_format = %s", (before,))
+
+
+async def _commits(agent: AgentProcess) -> None:
+    async with coordinating(agent) as c:
+        gtrid = c.gtrid()
+        assert (await c.run(gtrid, bump(1))).vote == pb.VOTE_OK
+        assert (await c.commit(gtrid)).state == COMMITTED
+        await c.purge_below(c.gtrid())
+
+
 def test_formatids_and_detaching_are_watched(shop: PrivateServer, new_agent: Any) -> None:
     agent = new_agent(shop)
     with contextlib.closing(shop.root_connect()) as other:

@@ -85,6 +85,13 @@ def _get_and_used(connection: Connection, parameters: Parameters) -> Step:
     return answer(connection, (got, _used(connection, asked)))
 
 
+def _has_lock(sql: str, connection: Connection, parameters: Parameters) -> Step:
+    holder = _used(connection, sql.split("'")[1])
+    return refusal(connection, reads_tables=False) or answer(
+        connection, (None if holder is None else int(holder == connection.id),)
+    )
+
+
 def _slots(sql: str, connection: Connection, parameters: Parameters) -> Step:
     count, prefix, _ = map(plain, parameters)
     found = []
@@ -158,6 +165,7 @@ _QUESTIONS: dict[str, Plan] = {
 }
 _BEGINNINGS: dict[str, Callable[[str, Connection, Parameters], Step]] = {
     "WITH RECURSIVE slot ": _slots,
+    "SELECT IS_USED_LOCK('": _has_lock,
     "SHOW SESSION STATUS ": _writes,
     "\nSELECT /*+ MAX_EXECUTION_TIME": _blocked,
     "\nSET STATEMENT max_statement_time": _blocked,
