@@ -13,7 +13,7 @@ from coordinator import convert
 from coordinator.agents import AgentLink, LinkDown, scanned, xids
 from coordinator.core import inputs
 from coordinator.core.reconcile import Action, PlanItem
-from coordinator.core.states import ParticipantState
+from coordinator.core.states import ParticipantState, State
 from coordinator.runtime import Runtime
 from coordinator.service import CoordinatorService
 from coordinator.v1 import admin_pb2 as pb
@@ -21,12 +21,14 @@ from coordinator.v1 import admin_pb2_grpc as rpc
 from coordinator.validation import gtrid as valid_gtrid
 from coordinator.validation import one_line
 from coordinator.version import VERSION
-from dtp import Decision, Reason, XacoordError
+from dtp import Decision, Outcome, Reason, XacoordError, Xid
+from participant_agent.v1.participant_agent_pb2 import EVIDENCE_STATE_COMMITTED
 from shell.text import clean
 
 _APPLY_SECONDS = 5.0
 _MAX_REASON = 500
 _MAX_OPERATOR = 100
+_MAX_LISTED = 5
 _ACTIONS = {"commit": Decision.COMMIT, "rollback": Decision.ROLLBACK}
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -66,11 +68,49 @@ class AdminService(rpc.AdminServicer):
         return pb.ResolveResponse(transaction=self._service.message(transaction))
 
     async def Forget(self, request: pb.ForgetRequest, context: Context) -> pb.ForgetResponse:
-        """Drop a heuristic outcome."""
+        """Drop a heuristic outcome, unless a witness row that contradicts it would be left behind."""
         gtrid = valid_gtrid(request.gtrid, self._core.settings.coordinator_id)
+        await self._refuse_false_rows(gtrid)
         self._log.warning("forget", gtrid=gtrid)
         await self._driver.ask(lambda ticket: inputs.ForgetRequested(ticket, gtrid), gtrid)
         return pb.ForgetResponse()
+
+    async def _refuse_false_rows(self, gtrid: str) -> None:
+        """A row of a branch that others committed: once all is forgotten, Get would read it as a proof.
+
+        Where they committed every branch it is one; what is not heuristic the core refuses.
+        """
+        transaction = self._core.open.get(gtrid)
+        if transaction is None or transaction.state is not State.HEURISTIC:
+            return
+        if transaction.decision is Decision.COMMIT or transaction.outcome is Outcome.HEURISTIC_COMMIT:
+            return
+        found = []
+        for branch in transaction.branches.values():
+            link = self._driver.links.get(branch.participant)
+            if branch.outcome is not Outcome.HEURISTIC_COMMIT or link is None:
+                continue
+            try:
+                evidence = await link.lookup(gtrid)
+            except (LinkDown, grpc.aio.AioRpcError) as error:
+                raise XacoordError(
+                    Reason.PARTICIPANT_UNAVAILABLE,
+                    f"{branch.participant} does not tell whether it still has the witness row of the branch "
+                    "that was committed against the decision; forget it when the participant is back",
+                    gtrid=gtrid,
+                ) from error
+            if evidence == EVIDENCE_STATE_COMMITTED:
+                bqual = Xid.of(gtrid, branch.number).bqual.decode("ascii")
+                where = f"gtrid = '{gtrid}' AND bqual = '{bqual}'"
+                found.append(f"at {branch.participant}: DELETE FROM xacoord.witness WHERE {where}")
+        if found:
+            raise XacoordError(
+                Reason.DECISION_CONTRADICTED,
+                "it is decided to roll back, but a witness row says that it committed, and would be believed "
+                "when this is forgotten; make the databases agree with the decision, delete the row, and "
+                f"repeat it; {'; '.join(found[:_MAX_LISTED])} (xacoord: the agent's mysql.schema)",
+                gtrid=gtrid,
+            )
 
     async def Participants(
         self, request: pb.ParticipantsRequest, context: Context

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from coordinator.config import Config
 from coordinator.core.derive import (
     Action,
+    Basis,
     Case,
     Judgement,
     LogFacts,
@@ -20,8 +21,10 @@ from coordinator.core.derive import (
     Presumption,
     Seen,
     Sight,
+    contradicts,
     judge,
     numbering,
+    strangers,
     why_not,
 )
 from coordinator.core.replay import Replayed
@@ -29,6 +32,17 @@ from coordinator.journal import JournalError, replay_entries
 from coordinator.recall import Agents, Told, Unanswered
 from dtp import Decision, Gtrid
 from wal import Recovered
+
+_LISTED = 5
+_BY_HAND = "bring that participant into the configuration, or end the branches by hand (coordctl xid)"
+_WHOSE = (
+    "find out whose it is, and end it by hand (docs/operations.md#branches-that-this-log-never-gave): the "
+    "coordinator would sooner or later take it for its own and roll it back"
+)
+
+# Until its pings fail an agent counts a coordinator whose machine has died as attached (the agent's
+# daemon.py: they fail within 20 s).
+NOTICED_SECONDS = 30
 
 
 class DeriveRefused(Exception):
@@ -73,6 +87,11 @@ class Plan:
     @property
     def names(self) -> dict[int, str]:
         return {number: name for name, number in self.numbers.items()}
+
+    @property
+    def attached(self) -> dict[str, int]:
+        """Where a coordinator of this id is attached, with its epoch: it runs."""
+        return {name: answer.attached for name, answer in self.told.items() if answer.attached}
 
     @property
     def needed(self) -> bool:
@@ -132,17 +151,47 @@ async def make_plan(
     cases = cases_of(told, numbers, replayed)
     plan.judged = [(case, judge(case, horizon, presumption)) for case in cases]
     if not plan.needed:
-        raise DeriveRefused(
-            "NOTHING_TO_DERIVE",
-            f"{plan.directory} has the log that every participant remembers: start the coordinator, or "
-            "`coordctl recover`",
-        )
-    unknown = set(presumption.single) - {str(case.id) for case in cases}
-    if unknown:
-        raise DeriveRefused(
-            "UNKNOWN_TRANSACTION", f"{min(unknown)} is not in the plan; nothing is to be presumed"
-        )
+        raise _nothing_to_derive(plan)
+    _check_single(plan, presumption)
     return plan
+
+
+def _nothing_to_derive(plan: Plan) -> DeriveRefused:
+    """Why a start with this log would do, and what it would leave alone."""
+    never = [str(judged.id) for _, judged in plan.judged if judged.basis is Basis.NEVER_GIVEN]
+    advice = ""
+    if never:
+        advice = f". It never gave {_some(never)}, which is prepared all the same: {_WHOSE}"
+    if all(answer.memory is None for answer in plan.told.values()):
+        return DeriveRefused(
+            "UNKNOWN_COORDINATOR",
+            f"no participant remembers coordinator {plan.coordinator_id}: check [coordinator] id and the "
+            "addresses under [participants]; if the system is new, or every agent's schema was dropped, "
+            f"there is nothing to derive from: start the coordinator{advice}",
+        )
+    return DeriveRefused(
+        "NOTHING_TO_DERIVE",
+        f"{plan.directory} has the log that every participant remembers: start the coordinator, or "
+        f"`coordctl recover`{advice}",
+    )
+
+
+def _check_single(plan: Plan, presumption: Presumption) -> None:
+    """Raises DeriveRefused where one transaction's presumption is not what would be done with it."""
+    judgements = {str(judged.id): judged for _, judged in plan.judged}
+    for gtrid, presumed in sorted(presumption.single.items()):
+        judged = judgements.get(gtrid)
+        if judged is None:
+            raise DeriveRefused(
+                "UNKNOWN_TRANSACTION", f"{gtrid} is not in the plan; nothing is to be presumed"
+            )
+        if contradicts(judged, presumed):
+            way = "leave that presumption out"
+            if judged.action is Action.OPEN:
+                by_hand = _WHOSE if judged.basis is Basis.NEVER_GIVEN else _BY_HAND
+                way = "only rollback may be presumed" if judged.safe else by_hand
+            word = presumed.value.lower()
+            raise DeriveRefused("PRESUMPTION_REFUSED", f"{gtrid}={word}: {judged.basis.value}; {way}")
 
 
 def _is_known(facts: LogFacts, memories: Mapping[str, Memory | None]) -> bool:
@@ -175,16 +224,20 @@ def _number(
     memories: Mapping[str, Memory | None],
     told: Mapping[str, Told],
 ) -> dict[str, int]:
-    rows = (sight.named for answer in told.values() for sight in answer.sights.values())
-    taken = {number for named in rows for number in named}
     try:
-        return numbering(facts, is_ours, bool(replayed.transactions), memories, taken)
+        return numbering(facts, is_ours, bool(replayed.transactions), memories, _taken(told))
     except NumbersContradict as error:
         raise DeriveRefused(
             "NUMBERS_CONTRADICT",
             f"{error}: agents or logs of two coordinators with one id are mixed up; compare the addresses "
             "under [participants] and the tables xacoord.coordinator",
         ) from error
+
+
+def _taken(told: Mapping[str, Told]) -> set[int]:
+    """Numbers that witness rows name."""
+    rows = (sight.named for answer in told.values() for sight in answer.sights.values())
+    return {number for named in rows for number in named}
 
 
 def cases_of(told: Mapping[str, Told], numbers: Mapping[str, int], replayed: Replayed) -> list[Case]:
@@ -198,33 +251,70 @@ def cases_of(told: Mapping[str, Told], numbers: Mapping[str, int], replayed: Rep
         if entry.decision is Decision.COMMIT and not (entry.heuristic and gtrid not in open_)
     }
     nothing = Sight(Seen.UNPROVED)
+    others = strangers(numbers, told, _taken(told))
     return [
         Case(
             Gtrid.parse(gtrid),
             {numbers[name]: answer.sights.get(gtrid, nothing) for name, answer in told.items()},
             decided.get(gtrid),
             replayed.transactions[gtrid].participants if gtrid in replayed.transactions else (),
+            others,
         )
         for gtrid in sorted(open_ | set(decided))
     ]
 
 
+def describe_attached(coordinator_id: str, attached: Mapping[str, int]) -> str:
+    """What it means that a coordinator of this id runs, and what to do."""
+    where = ", ".join(f"{name} (epoch {epoch})" for name, epoch in attached.items())
+    return (
+        f"a coordinator {coordinator_id} is attached at {where}: it runs, and its log knows what it has "
+        "decided. If that is this id's real log there is nothing to derive: use that log. Otherwise stop it; "
+        f"if it has just died, the agents notice that within {NOTICED_SECONDS} s: run it again then"
+    )
+
+
+def check_attached(coordinator_id: str, attached: Mapping[str, int], then: str) -> None:
+    """Raises DeriveRefused where a coordinator is attached; `then`: what has been done so far."""
+    if attached:
+        message = f"{describe_attached(coordinator_id, attached)}; {then}"
+        raise DeriveRefused("COORDINATOR_ATTACHED", message)
+
+
 def check_applicable(plan: Plan) -> None:
     """Raises DeriveRefused where a transaction has no plan."""
     open_ = [judged for _, judged in plan.judged if judged.action is Action.OPEN]
+    never = [judged for judged in open_ if judged.basis is Basis.NEVER_GIVEN]
     hopeless = [judged for judged in open_ if not judged.safe]
     refused = [judged for judged in open_ if judged.refused is not None]
-    if hopeless:
-        reason, first = "NO_PLAN", hopeless[0]
-        way = "bring that participant into the configuration, or end the branches by hand (coordctl xid)"
-    elif refused:
-        reason, first = "PRESUMPTION_REFUSED", refused[0]
-        way = f"give --presume {first.id}=rollback for it, or --presume rollback for all"
-    elif open_:
-        reason, first = "NO_PLAN", open_[0]
-        way = "give --presume rollback or --presume commit (for all, or GTRID=rollback for one)"
-    else:
+    only = [judged for judged in open_ if Decision.COMMIT not in judged.safe]
+    if not open_:
         return
+    reason, found = "NO_PLAN", open_
+    if never:
+        found, way = never, _WHOSE
+    elif hopeless:
+        found, way = hopeless, _BY_HAND
+    elif refused:
+        reason, found = "PRESUMPTION_REFUSED", refused
+        way = "give --presume GTRID=rollback for each, or --presume rollback for all"
+    elif only:
+        way = "give --presume rollback for all, or GTRID=rollback (GTRID=commit where it may be) for each"
+    else:
+        way = "give --presume rollback or --presume commit for all, or GTRID=... for each"
+    listed = _some([f"{judged.id} ({_may_presume(judged)})" for judged in found])
     raise DeriveRefused(
-        reason, f"{first.id}: {first.basis.value}; {way}. Transactions without a plan: {len(open_)}"
+        reason,
+        f"{listed}: {found[0].basis.value}; {way}. Transactions without a plan: {len(open_)}",
     )
+
+
+def _may_presume(judged: Judgement) -> str:
+    words = sorted(decision.value.lower() for decision in judged.safe)
+    return f"{' or '.join(words)} may be presumed" if words else "nothing may be presumed"
+
+
+def _some(items: list[str]) -> str:
+    """The first of them, and how many are left."""
+    left = len(items) - _LISTED
+    return ", ".join(items[:_LISTED]) + (f" and {left} more" if left > 0 else "")

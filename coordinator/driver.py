@@ -29,7 +29,11 @@ _ADVICE = {
     AlertKind.HOLD: {
         "fix": "put the right log back or, if it is lost for good, see `coordctl recover --derive` "
         "(docs/operations.md#hold)"
-    }
+    },
+    AlertKind.HELD_BRANCH: {
+        "fix": "find out whose it is, and end it by hand if it is nobody's "
+        "(docs/operations.md#branches-that-this-log-never-gave)"
+    },
 }
 
 

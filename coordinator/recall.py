@@ -53,12 +53,14 @@ class Told:
         witness: its branches write witness rows.
         prepared: ours, as XA RECOVER lists them.
         sights: evidence by gtrid, of all that were asked about.
+        attached: the epoch of the coordinator's stream that is open there now, 0 where none is.
     """
 
     memory: Memory | None
     witness: bool
     prepared: tuple[Xid, ...] = ()
     sights: dict[str, Sight] = field(default_factory=dict)
+    attached: int = 0
 
 
 class Agents:
@@ -100,9 +102,20 @@ class Agents:
         await self._all(recall)
         return found
 
-    async def _all(self, ask: Callable[[str], Awaitable[Any]]) -> dict[str, Any]:
-        """Ask all at once; everybody has to answer."""
-        names = list(self._addresses)
+    async def attached(self, names: Iterable[str]) -> dict[str, int]:
+        """Where a stream of the coordinator is open now, with its epoch.
+
+        Raises:
+            Unanswered: not everybody has answered.
+        """
+        found = await self._all(self._recall, names)
+        return {name: answer.attached_epoch for name, answer in found.items() if answer.attached_epoch}
+
+    async def _all(
+        self, ask: Callable[[str], Awaitable[Any]], names: Iterable[str] | None = None
+    ) -> dict[str, Any]:
+        """Ask all, or `names`, at once; everybody has to answer."""
+        names = list(self._addresses if names is None else names)
         answers = await asyncio.gather(*(ask(name) for name in names), return_exceptions=True)
         errors: dict[str, str] = {}
         for name, answer in zip(names, answers, strict=True):
@@ -117,16 +130,20 @@ class Agents:
         return dict(zip(names, answers, strict=True))
 
     async def _introduce(self, name: str) -> Told:
+        known = await self._recall(name)
+        request = pb.ScanRequest(coordinator_id=self._coordinator_id)
+        scan = await self._stubs[name].Scan(request, timeout=_ASK_SECONDS)
+        ours = tuple(xid for xid in xids(scan) if self._is_ours(xid))
+        return Told(_memory(known), known.server.witness, ours, attached=known.attached_epoch)
+
+    async def _recall(self, name: str) -> pb.RecallResponse:
         try:
             await asyncio.wait_for(self._channels[name].channel_ready(), _CONNECT_SECONDS)
         except TimeoutError:
             raise LinkDown(f"no agent answers at {self._addresses[name]}") from None
-        stub = self._stubs[name]
         request = pb.RecallRequest(coordinator_id=self._coordinator_id, participant=name)
-        known = await stub.Recall(request, timeout=_ASK_SECONDS)
-        scan = await stub.Scan(pb.ScanRequest(coordinator_id=self._coordinator_id), timeout=_ASK_SECONDS)
-        ours = tuple(xid for xid in xids(scan) if self._is_ours(xid))
-        return Told(_memory(known), known.server.witness, ours)
+        answer: pb.RecallResponse = await self._stubs[name].Recall(request, timeout=_ASK_SECONDS)
+        return answer
 
     def _is_ours(self, xid: Xid) -> bool:
         id_ = xid.ours()

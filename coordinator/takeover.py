@@ -13,17 +13,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from coordinator.codec import encode
 from coordinator.config import Config, load_config
-from coordinator.core.derive import Action, Basis, Case, Judgement, Presumption, Seen, judge, still_holds
+from coordinator.core.derive import Action, Case, Judgement, Presumption, Seen, judge, still_holds
 from coordinator.core.records import CommitRecord, DeriveRecord, EndRecord, Record
 from coordinator.core.replay import OpenTransaction, Replayed
 from coordinator.core.states import State
-from coordinator.derive import DeriveRefused, Plan, cases_of, check_applicable, make_plan
+from coordinator.derive import (
+    DeriveRefused,
+    Plan,
+    cases_of,
+    check_applicable,
+    check_attached,
+    make_plan,
+)
 from coordinator.driver import make_clock
 from coordinator.journal import Opened, open_log, start_epoch
 from coordinator.recall import Agents, TakeoverRefused, Unanswered
@@ -35,10 +42,20 @@ from wal import LogLocked, LogMissing, read
 
 _SETTLE_SECONDS = 20.0
 _POLL_SECONDS = 0.05
+_HELD = "nothing was resolved, everything is on hold"
 
 
-def derive(config_path: Path, presumption: Presumption, confirm: Callable[[Plan], None] | None) -> Plan:
+def derive(
+    config_path: Path,
+    presumption: Presumption,
+    confirm: Callable[[Plan], None] | None,
+    *,
+    overthrow: bool = False,
+) -> Plan:
     """The plan and, with `confirm`, which may raise, its execution.
+
+    Args:
+        overthrow: also where a coordinator of this id is attached, that is, runs.
 
     Raises:
         DeriveRefused; shell.config.ConfigError; wal.LogError, JournalError, LogContradiction, UnknownRecord,
@@ -46,10 +63,12 @@ def derive(config_path: Path, presumption: Presumption, confirm: Callable[[Plan]
     """
     config = load_config(config_path)
     logs.setup("coordctl", "ERROR", as_json=False)
-    return asyncio.run(_derive(config, presumption, confirm))
+    return asyncio.run(_derive(config, presumption, confirm, overthrow))
 
 
-async def _derive(config: Config, presumption: Presumption, confirm: Callable[[Plan], None] | None) -> Plan:
+async def _derive(
+    config: Config, presumption: Presumption, confirm: Callable[[Plan], None] | None, overthrow: bool
+) -> Plan:
     directory = Path(config.coordinator.data_dir)
     addresses = {name: participant.agent for name, participant in config.participants.items()}
     async with Agents(config.coordinator.id, addresses) as agents:
@@ -64,9 +83,10 @@ async def _derive(config: Config, presumption: Presumption, confirm: Callable[[P
         )
         try:
             plan = await make_plan(config, opened.recovered, agents, presumption)
+            takeover = Takeover(config, agents, plan, presumption, overthrow)
+            takeover.check(plan.attached, "nothing was changed")
             check_applicable(plan)
             confirm(plan)
-            takeover = Takeover(config, agents, plan, presumption)
             await takeover.carry_out(opened)
         finally:
             opened.log.close()
@@ -81,11 +101,14 @@ async def _derive(config: Config, presumption: Presumption, confirm: Callable[[P
 class Takeover:
     """One plan on its way."""
 
-    def __init__(self, config: Config, agents: Agents, plan: Plan, presumption: Presumption) -> None:
+    def __init__(
+        self, config: Config, agents: Agents, plan: Plan, presumption: Presumption, overthrow: bool
+    ) -> None:
         self._config = config
         self._agents = agents
         self._plan = plan
         self._presumption = presumption
+        self._overthrow = overthrow
         self._failpoints = Failpoints.from_environment()
 
     async def hit(self, place: str) -> None:
@@ -96,18 +119,21 @@ class Takeover:
     async def carry_out(self, opened: Opened) -> None:
         """Steps 1 to 4; what was appended last is durable when the log has been closed."""
         config, plan = self._config, self._plan
+        # The plan may have been looked at for a long time.
+        await self._see_whether_attached(plan.told, "nothing was changed")
         now, nonce = make_clock()(), secrets.randbits(64)
         beginning = Opened(opened.log, opened.recovered, begin_with(plan, now))
-        core = start_epoch(beginning, config.settings(), config.participants, nonce, now)
-        assert core.epoch == plan.epoch
+        assert opened.recovered.epoch < plan.epoch, "the log has begun an epoch that the plan does not know"
+        start_epoch(beginning, config.settings(), config.participants, nonce, now)
         await self.hit("after_derive_begun")
         identity = opened.recovered.identity
         for name, answer in plan.told.items():
             number = plan.numbers[name]
+            await self._see_whether_attached([name], _HELD)
             try:
                 await self._agents.take_over(name, number, answer.memory, plan.epoch, nonce, identity)
             except (TakeoverRefused, Unanswered) as error:
-                message = f"{error}; nothing was resolved, everything is on hold; run it again"
+                message = f"{error}; {_HELD}; run it again"
                 raise DeriveRefused("TAKEOVER_FAILED", message) from error
             await self.hit("after_takeover")
         await self._compare()
@@ -117,13 +143,26 @@ class Takeover:
             entry = encode(record)
             opened.log.append(entry.kind, entry.epoch, entry.sequence, entry.payload, kick=False)
 
+    def check(self, attached: Mapping[str, int], then: str) -> None:
+        """Stop where a coordinator is attached, unless it is to be overthrown."""
+        if not self._overthrow:
+            check_attached(self._plan.coordinator_id, attached, then)
+
+    async def _see_whether_attached(self, names: Iterable[str], then: str) -> None:
+        """Look again: it may have come back."""
+        try:
+            attached = await self._agents.attached(names)
+        except Unanswered as error:
+            raise DeriveRefused("PARTICIPANT_UNAVAILABLE", f"{error}; {then}; run it again") from error
+        self.check(attached, then)
+
     async def _compare(self) -> None:
         """Now nobody else can decide: is the evidence still that of the plan?"""
         plan = self._plan
         try:
             told = await self._agents.ask(plan.replayed.transactions)
         except Unanswered as error:
-            message = f"{error}; nothing was resolved, everything is on hold; run it again"
+            message = f"{error}; {_HELD}; run it again"
             raise DeriveRefused("PARTICIPANT_UNAVAILABLE", message) from error
         later = {}
         for case in cases_of(told, plan.numbers, plan.replayed):
@@ -133,8 +172,8 @@ class Takeover:
             if gtrid not in before or gtrid not in later or not still_holds(before[gtrid], later[gtrid]):
                 raise DeriveRefused(
                     "EVIDENCE_CHANGED",
-                    f"{gtrid} is not any more as the plan has it; nothing was resolved, everything is on "
-                    "hold; look at the new plan and run it again",
+                    f"{gtrid} is not any more as the plan has it; {_HELD}; look at the new plan and run it "
+                    "again",
                 )
 
 
@@ -154,13 +193,20 @@ def begin_with(plan: Plan, now: float) -> Replayed:
     for gtrid, entry in old.transactions.items():
         if gtrid in begun.transactions:
             continue
-        if entry.heuristic if gtrid not in planned else entry.decision is None:
+        if _goes_on(entry, gtrid in planned):
             known = tuple(number for number in entry.participants if number in plan.names)
             begun.transactions[gtrid] = replace(entry, participants=known)
         elif entry.idempotency_key and _has_committed(plan, gtrid):
             key, fingerprint = entry.idempotency_key, entry.fingerprint
             begun.keys[key] = EndRecord(entry.id, now, True, key, fingerprint)
     return begun
+
+
+def _goes_on(entry: OpenTransaction, planned: bool) -> bool:
+    """Whether an entry of an older copy, that is not proved to be committed, is kept as it is."""
+    if planned:
+        return entry.decision is None  # whom it names is evidence, also for a plan that is made after a crash
+    return bool(entry.heuristic)  # nothing is prepared any more; it waits for a person
 
 
 def _has_committed(plan: Plan, gtrid: str) -> bool:
@@ -230,11 +276,11 @@ async def _see_what_became(agents: Agents, plan: Plan) -> None:
             "PARTICIPANT_UNAVAILABLE",
             f"carried out, but what became of it is not known: {error}; start the coordinator, which goes on",
         ) from error
-    for case, judged in plan.judged:
+    for case, _ in plan.judged:
         gtrid = str(case.id)
         for name, answer in told.items():
             number = plan.numbers[name]
-            if judged.basis is Basis.NEVER_GIVEN or number not in involved(case):
+            if number not in involved(case):
                 continue
             before, after = case.sights[number].seen, answer.sights[gtrid].seen
             became = _BECAME[after]

@@ -2,13 +2,13 @@
 
 For each transaction that is prepared anywhere, or that this log has decided to commit:
 
-1. its epoch is above all that anybody remembers     -> leave    NEVER_GIVEN
+1. its epoch is above all that anybody remembers     -> open     NEVER_GIVEN
 2. this log has its COMMIT record
    a. and every branch that it names has ended       -> leave    ENDED
    b. otherwise                                      -> commit   LOG_RECORD
 3. a participant has its committed witness row       -> commit   WITNESS_ROW
 4. none has, so nothing proves what was decided:
-   a. rows name a participant that is not configured -> open     NOT_CONFIGURED
+   a. one that is not configured may have taken part -> open     NOT_CONFIGURED
    b. a participant may have committed it unseen     -> open     MAY_HAVE_COMMITTED
    c. all that took part are prepared                -> presume rollback or commit   ALL_PREPARED
    d. otherwise                                      -> presume rollback   MAY_HAVE_ROLLED_BACK
@@ -16,12 +16,14 @@ For each transaction that is prepared anywhere, or that this log has decided to 
 Why 3 is a proof: a branch commits only after the decision, or by another hand, and then the rest has to
 follow. Why 4d may not be committed: a participant without branch and row has rolled back, or only read (a
 branch that changed nothing leaves neither); nobody can tell which. Who took part, rows or a PREPARE record
-say; where there is neither, every configured participant may have.
+say; where there is neither, every participant may have that ever had a number, also one that has been taken
+out of the configuration. 1 cannot be presumed and not be left alone: the epoch that a takeover begins may be
+its own, and then it would be an orphan without record and be rolled back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -59,12 +61,14 @@ class Basis(Enum):
     """Why. The value explains it to people."""
 
     NEVER_GIVEN = (
-        "its epoch is above all that anybody remembers: no coordinator of this id gave it; left alone"
+        "its epoch is above all that anybody remembers: nobody knows who gave it; end its branches by hand"
     )
     ENDED = "this log has its COMMIT record, and it has ended everywhere"
     LOG_RECORD = "this log has its COMMIT record"
     WITNESS_ROW = "a participant has committed it"
-    NOT_CONFIGURED = "its rows name a participant that is not in the configuration and may know its outcome"
+    NOT_CONFIGURED = (
+        "a participant that is not in the configuration took part, or may have, and may know its outcome"
+    )
     MAY_HAVE_COMMITTED = "a participant may have committed it without leaving a row; look at its data"
     ALL_PREPARED = (
         "nothing proves the decision; all its branches are prepared, so either keeps the servers equal"
@@ -89,12 +93,14 @@ class Case:
         sights: of every configured participant, by number.
         logged: the numbers in this log's COMMIT record, None where it has none.
         begun: the numbers in this log's PREPARE record.
+        strangers: the numbers of participants that are not configured; they matter where nobody is named.
     """
 
     id: Gtrid
     sights: Mapping[int, Sight]
     logged: tuple[int, ...] | None = None
     begun: tuple[int, ...] = ()
+    strangers: frozenset[int] = frozenset()
 
     @property
     def named(self) -> frozenset[int]:
@@ -146,7 +152,8 @@ def judge(case: Case, horizon: int, presumption: Presumption) -> Judgement:
     there = {number for number, sight in case.sights.items() if sight.seen in _THERE}
     missing = tuple(sorted(case.named - there))
     if case.id.epoch > horizon:
-        return Judgement(case.id, Action.LEAVE, Basis.NEVER_GIVEN)
+        refused = presumption.of(str(case.id))
+        return Judgement(case.id, Action.OPEN, Basis.NEVER_GIVEN, refused=refused, missing=missing)
     if case.logged is not None:
         if _is_over(case, there):
             return Judgement(case.id, Action.LEAVE, Basis.ENDED)
@@ -165,6 +172,13 @@ def judge(case: Case, horizon: int, presumption: Presumption) -> Judgement:
     return Judgement(case.id, action, basis, safe, True, None, missing, commit_at)
 
 
+def contradicts(judged: Judgement, presumed: Decision) -> bool:
+    """Whether something else is to be done than what an operator presumes of this one transaction."""
+    if judged.basis is Basis.ENDED:
+        return presumed is Decision.ROLLBACK
+    return judged.action.value != presumed.value.lower()
+
+
 def _is_over(case: Case, there: set[int]) -> bool:
     """Whether nothing is left to do of a transaction that the log has decided to commit."""
     over = (Seen.COMMITTED, Seen.UNPROVED)
@@ -175,7 +189,7 @@ def _is_over(case: Case, there: set[int]) -> bool:
 def _without_proof(case: Case, there: set[int]) -> tuple[Basis, frozenset[Decision]]:
     """Rule 4: what may be presumed."""
     named = case.named
-    if named - set(case.sights):
+    if (named or case.strangers) - set(case.sights):
         return Basis.NOT_CONFIGURED, _NEITHER
     involved = (named or frozenset(case.sights)) | there
     seen = {case.sights[number].seen for number in involved}
@@ -244,6 +258,13 @@ def why_not(log: LogFacts, participant: str, memory: Memory | None) -> str:
         if last.epoch in log.nonces and last.counter > log.marks.get(last.epoch, 0):
             return f"it has committed {memory.last_committed}, of which this log has no record"
     return ""
+
+
+def strangers(numbers: Mapping[str, int], configured: Iterable[str], taken: set[int]) -> frozenset[int]:
+    """Numbers that were given to participants that are not configured: known by name, named in a row, or left
+    out below these, because numbers are given in order and only once."""
+    highest = max({0, *numbers.values(), *taken})
+    return frozenset(range(1, highest + 1)) - {numbers[name] for name in configured}
 
 
 class NumbersContradict(Exception):

@@ -162,6 +162,7 @@ class Scan:
 class AlertKind(Enum):
     HEURISTIC = "HEURISTIC"
     HOLD = "HOLD"
+    HELD_BRANCH = "HELD_BRANCH"
     ORPHAN = "ORPHAN"
     PROTOCOL = "PROTOCOL"
 

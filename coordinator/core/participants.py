@@ -196,7 +196,7 @@ class Participants:
         for xid in sorted(held - participant.held):
             message = PlanReason.EPOCH_AHEAD_OF_LOG.value
             gtrid = xid.gtrid.decode("ascii")  # of our shape, or it would not be held
-            self._context.alert(AlertKind.HOLD, message, gtrid=gtrid, participant=participant.name)
+            self._context.alert(AlertKind.HELD_BRANCH, message, gtrid=gtrid, participant=participant.name)
         participant.held = held
 
     def plan(

@@ -47,7 +47,7 @@ class PlanReason(Enum):
     OTHER_COORDINATOR = "belongs to another coordinator"
     OTHER_PARTICIPANT = "belongs to another participant on the same server"
     PARTICIPANT_ON_HOLD = "the participant remembers another log or a higher epoch than this log knows"
-    EPOCH_AHEAD_OF_LOG = "this log never gave that id: the log was lost or restored; nothing is rolled back"
+    EPOCH_AHEAD_OF_LOG = "this log never gave that id; this branch is left prepared, nothing else is held up"
     COMMIT_RECORD = "the log has its COMMIT record"
     ROLLBACK_DECIDED = "decided to roll back; no COMMIT record exists"
     HEURISTIC_RECORDED = "others ended part of it; waits for an operator's forget"

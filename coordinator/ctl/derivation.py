@@ -14,7 +14,7 @@ from coordinator.ctl.documents import Document
 from coordinator.ctl.errors import CtlError, ExitCode
 from coordinator.ctl.identifiers import parse
 from coordinator.ctl.options import confirm
-from coordinator.ctl.output import Screen, View, emit, screen
+from coordinator.ctl.output import Screen, View, emit, note, screen
 
 if TYPE_CHECKING:
     from coordinator.core.derive import Presumption
@@ -27,7 +27,13 @@ _COST = (
 
 
 def run(
-    config_path: Path, presume: tuple[str, ...], apply: bool, yes: bool, fingerprint: str, form: str
+    config_path: Path,
+    presume: tuple[str, ...],
+    apply: bool,
+    overthrow: bool,
+    yes: bool,
+    fingerprint: str,
+    form: str,
 ) -> None:
     """Print the plan; with `apply` carry it out and print what became of it."""
     from coordinator.takeover import derive
@@ -35,7 +41,7 @@ def run(
     presumption = _presumption(presume)
 
     def ask(plan: Plan) -> None:
-        view = plan_view(plan, applied=False)
+        view = plan_view(plan, applied=False, asking=True)
         if form == "table":
             view.draw(screen())
         if fingerprint and fingerprint != view.document["fingerprint"]:
@@ -44,11 +50,15 @@ def run(
                 f"the plan's fingerprint is {view.document['fingerprint']} now; look at it and confirm that",
                 ExitCode.REFUSED,
             )
-        confirm(f"Carry out plan {view.document['fingerprint']}? The lost log is of no use afterwards.", yes)
+        warning = "Overthrow the coordinator that runs, and carry" if plan.attached else "Carry"
+        question = f"{warning} out plan {view.document['fingerprint']}? The lost log is of no use afterwards."
+        confirm(question, yes)
 
-    plan = derive(config_path, presumption, ask if apply else None)
+    plan = derive(config_path, presumption, ask if apply else None, overthrow=overthrow)
     view = plan_view(plan, applied=apply)
     emit(view, form)
+    if plan.attached and not apply and form != "table":
+        note(_attached(view.document))
     left = sorted({gtrid for (gtrid, _), became in plan.result.items() if became == "still prepared"})
     if left:
         raise CtlError(
@@ -100,7 +110,7 @@ def document_of(plan: Plan, applied: bool) -> Document:
 
 def fingerprint_of(document: Document) -> str:
     """Names a plan: changes with what the participants remember, with the evidence, and with the actions."""
-    memories = [{**row, "why": None} for row in document["participants"]]
+    memories = [{**row, "why": None, "attached_epoch": None} for row in document["participants"]]
     transactions = [
         {**row, "branches": [{**branch, "result": None} for branch in row["branches"]]}
         for row in document["transactions"]
@@ -119,6 +129,7 @@ def _participant(plan: Plan, name: str) -> Document:
         "remembered_epoch": memory.epoch if memory else None,
         "remembered_log_identity": memory.log_identity.hex() if memory else None,
         "why": plan.why[name] or None,
+        "attached_epoch": told.attached or None,
     }
 
 
@@ -154,13 +165,13 @@ def _transaction(plan: Plan, index: int) -> Document:
     }
 
 
-def plan_view(plan: Plan, applied: bool) -> View:
-    """The plan, or what became of it."""
+def plan_view(plan: Plan, applied: bool, asking: bool = False) -> View:
+    """The plan, or what became of it; `asking`: its question follows."""
     document = document_of(plan, applied)
-    return View(document, lambda screen: _draw(screen, document))
+    return View(document, lambda screen: _draw(screen, document, asking))
 
 
-def _draw(screen: Screen, document: Document) -> None:
+def _draw(screen: Screen, document: Document, asking: bool) -> None:
     screen.table(
         ["PARTICIPANT", "NUMBER", "WITNESS", "REMEMBERS", "WHY THIS LOG IS NOT THE ONE"],
         [
@@ -177,6 +188,9 @@ def _draw(screen: Screen, document: Document) -> None:
         ],
         empty="no participants",
     )
+    attached = _attached(document)
+    if attached:
+        screen.line(f"! {attached}", style="bold red")
     if document["derivation_begun"]:
         screen.line("a derivation was begun in this log and has not ended")
     if document["log_repaired"]:
@@ -210,8 +224,29 @@ def _draw(screen: Screen, document: Document) -> None:
     done = ", ".join(f"{counts[action]} {action}" for action in ("commit", "rollback", "leave", "open"))
     screen.line(f"{lead}: {done}; epoch {document['epoch']}, fingerprint {document['fingerprint']}")
     screen.line(_COST)
-    if not document["applied"]:
-        screen.line("--apply carries it out; the coordinator must be stopped.")
+    if not document["applied"] and not asking:
+        screen.line(_what_next(counts["open"]))
+
+
+def _what_next(open_: int) -> str:
+    """What --apply would say to this plan."""
+    if open_:
+        return f"--apply refuses it: {open_} open; give --presume for what MAY PRESUME allows."
+    return "--apply asks, then carries it out; the coordinator must be stopped."
+
+
+def _attached(document: Document) -> str:
+    """What it means that a coordinator runs; "" where none does."""
+    from coordinator.derive import describe_attached
+
+    attached = {
+        row["participant"]: row["attached_epoch"] for row in document["participants"] if row["attached_epoch"]
+    }
+    if not attached:
+        return ""
+    if document["applied"]:
+        return f"overthrown: the coordinator that was attached at {', '.join(attached)}; stop it"
+    return describe_attached(document["coordinator_id"], attached)
 
 
 def _explanations(rows: list[dict[str, Any]]) -> list[str]:
@@ -224,5 +259,12 @@ def _explanations(rows: list[dict[str, Any]]) -> list[str]:
             found.append(
                 f"! {row['gtrid']}: no branch and no row at number {numbers}: it only read, or somebody "
                 "rolled it back there; compare the data"
+            )
+        working = [str(branch["number"]) for branch in row["branches"] if branch["evidence"] == "WORKING"]
+        if working:
+            found.append(
+                f"! {row['gtrid']}: at number {', '.join(working)} a session of the agent holds it, and XA "
+                "RECOVER does not list it: work that goes on, or somebody ended the branch by hand; --apply "
+                "ends the session and looks again"
             )
     return found

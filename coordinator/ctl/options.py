@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,11 +105,30 @@ def confirm(question: str, yes: bool) -> None:
 
     Raises:
         click.UsageError: nobody can be asked and --yes was not given.
-        CtlError: the answer was no.
+        CtlError: the answer was no, or Ctrl-C.
     """
     if yes:
         return
     if not is_terminal(sys.stdin):
         raise click.UsageError("there is no terminal to ask for confirmation; give --yes")
-    if not click.confirm(clean(question), err=True):
+    try:
+        with _interruptible():
+            agreed = click.confirm(clean(question), err=True)
+    except click.Abort:
+        click.echo(err=True)
+        raise CtlError("INTERRUPTED", "nothing was changed", ExitCode.INTERRUPTED) from None
+    if not agreed:
         raise CtlError("NOT_CONFIRMED", "nothing was changed", ExitCode.REFUSED)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends a question at once: an event loop around it would note it and go on waiting."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -42,6 +42,12 @@ _ACTIONS = ("commit", "rollback", "leave", "hold")
     help="With --derive: the outcome where nothing proves one; can be repeated.",
 )
 @click.option("--apply", is_flag=True, help="With --derive: carry the plan out.")
+@click.option(
+    "--overthrow",
+    is_flag=True,
+    help="With --apply: also while a coordinator of this id is attached. It is shut out, and what it has "
+    "told its clients may be undone: only where it can neither be stopped nor cut off.",
+)
 @click.option("--fingerprint", default="", metavar="HEX", help="With --apply: only if this is the plan.")
 @click.option("--yes", is_flag=True, help="With --apply: don't ask for confirmation.")
 @output_option
@@ -55,17 +61,19 @@ def recover(
     derive: bool,
     presume: tuple[str, ...],
     apply: bool,
+    overthrow: bool,
     fingerprint: str,
     yes: bool,
     form: str,
-) -> None:
+) -> int:
     """Finish the prepared branches as the log says.
 
     The participants are scanned and every prepared branch gets an action with its reason: commit, rollback,
     leave, or hold. Repeating it is harmless, so nothing is asked. With --offline a stopped coordinator's
     directory is used, and the participants are reached as its configuration says.
 
-    Exit code 69 when a participant could not be scanned; the others are dealt with.
+    Exit code 69 when a participant could not be scanned; the others are dealt with. Otherwise, without
+    --dry-run, 4 when a branch is on hold.
 
     With --derive --config FILE, when the log is lost for good and everything is on HOLD: every participant is
     asked, and what its witness rows and prepared branches prove becomes a plan. It is only printed; --apply
@@ -74,23 +82,29 @@ def recover(
     if derive:
         if offline or dry_run or names or config_path is None:
             raise click.UsageError("--derive needs --config, and goes without --offline, --dry-run and -p")
-        if not apply and (yes or fingerprint):
-            raise click.UsageError("--yes and --fingerprint go with --apply")
-        derivation.run(config_path, presume, apply, yes, fingerprint, form)
-        return
-    if presume or apply or yes or fingerprint:
-        raise click.UsageError("--presume, --apply, --fingerprint and --yes go with --derive")
+        if not apply and (yes or fingerprint or overthrow):
+            raise click.UsageError("--yes, --fingerprint and --overthrow go with --apply")
+        derivation.run(config_path, presume, apply, overthrow, yes, fingerprint, form)
+        return ExitCode.OK
+    if presume or apply or overthrow or yes or fingerprint:
+        raise click.UsageError("--presume, --apply, --overthrow, --fingerprint and --yes go with --derive")
     require(offline, config=config_path)
     if config_path is not None:
         response = _recover_offline(config_path, dry_run, names)
     else:
-        from coordinator.v1 import admin_pb2
-
-        with Client(settings, "coordctl recover --offline --config FILE", _RECOVER_SECONDS) as client:
-            request = admin_pb2.RecoverRequest(apply=not dry_run, participants=names)
-            response = client.call(client.admin.Recover, request)
+        response = _recover_online(settings, dry_run, names)
     emit(_view(response, applied=not dry_run), form)
     _report_scans(response)
+    held = not dry_run and any(item.action == "hold" for item in response.items)
+    return ExitCode.IN_DOUBT if held else ExitCode.OK
+
+
+def _recover_online(settings: Settings, dry_run: bool, names: tuple[str, ...]) -> admin_pb2.RecoverResponse:
+    from coordinator.v1 import admin_pb2
+
+    with Client(settings, "coordctl recover --offline --config FILE", _RECOVER_SECONDS) as client:
+        request = admin_pb2.RecoverRequest(apply=not dry_run, participants=names)
+        return client.call(client.admin.Recover, request)
 
 
 def _recover_offline(config_path: Path, dry_run: bool, names: tuple[str, ...]) -> admin_pb2.RecoverResponse:

@@ -17,7 +17,8 @@ _MAX_NUMBER = 36**4 - 1
 _SHOWN_NUMBERS = (1, 2, 3)
 _WARNING = (
     "WARNING: a branch that is ended by hand can break the transaction for good (committed here, rolled back "
-    "there). First run `coordctl show {gtrid}` and `coordctl recover --dry-run`: they say what was decided."
+    "there). First run `coordctl show {gtrid}` and `coordctl recover --dry-run`: they say what was decided. "
+    "MariaDB answers 1397 while the agent's session that owns the branch lives: stop that agent first."
 )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -29,9 +29,11 @@ from coordinator.core.derive import (
     Presumption,
     Seen,
     Sight,
+    contradicts,
     judge,
     numbering,
     still_holds,
+    strangers,
     why_not,
 )
 from coordinator.core.records import DeriveRecord
@@ -93,26 +95,31 @@ def worlds(configured: tuple[int, ...], strangers: tuple[int, ...]) -> Iterator[
                         yield World(tuple(zip(involved, fates, strict=True)), rows, recorded)
 
 
-def case_of(evidence: tuple[tuple[tuple[int, Sight], ...], tuple[int, ...]]) -> Case:
+def case_of(
+    evidence: tuple[tuple[tuple[int, Sight], ...], tuple[int, ...]], others: tuple[int, ...] = ()
+) -> Case:
     sights, begun = evidence
-    return Case(ID, dict(sights), begun=begun)
+    return Case(ID, dict(sights), begun=begun, strangers=frozenset(others))
 
 
-@pytest.mark.parametrize(("configured", "strangers"), [((1, 2, 3), ()), ((1, 2), (4,))])
+@pytest.mark.parametrize(
+    ("configured", "others", "known"), [((1, 2, 3), (), True), ((1, 2), (4,), False), ((1, 2), (4,), True)]
+)
 def test_what_may_be_presumed_is_exactly_what_is_safe(
-    configured: tuple[int, ...], strangers: tuple[int, ...]
+    configured: tuple[int, ...], others: tuple[int, ...], known: bool
 ) -> None:
+    """`others` are not configured; `known`: that they exist can be told from the numbers."""
     by_evidence = defaultdict(list)
-    for world in worlds(configured, strangers):
+    for world in worlds(configured, others):
         by_evidence[world.evidence()].append(world)
     bases = set()
     for evidence, possible in by_evidence.items():
-        case = case_of(evidence)
+        case = case_of(evidence, others if known else ())
         if not any(sight.seen is Seen.PREPARED for sight in case.sights.values()):
             continue  # nothing is left to do
-        if not case.named:
-            # Who took part is not known; that they are all configured is the operator's to see to.
-            possible = [w for w in possible if not set(strangers) & dict(w.fates).keys()]
+        if not case.named and not known:
+            # Nothing tells that there are others; that all are configured is the operator's to see to.
+            possible = [w for w in possible if not set(others) & dict(w.fates).keys()]
         judged = judge(case, 7, NOTHING)
         bases.add(judged.basis)
         if judged.basis is Basis.WITNESS_ROW:
@@ -123,7 +130,7 @@ def test_what_may_be_presumed_is_exactly_what_is_safe(
         safe = {decision for decision in Decision if all(w.equal_after(decision) for w in possible)}
         assert judged.safe == safe, (evidence, possible[:3])
     expected = {Basis.WITNESS_ROW, Basis.ALL_PREPARED, Basis.MAY_HAVE_ROLLED_BACK, Basis.MAY_HAVE_COMMITTED}
-    assert bases == (expected | {Basis.NOT_CONFIGURED} if strangers else expected)
+    assert bases == (expected | {Basis.NOT_CONFIGURED} if others else expected)
 
 
 numbers = st.integers(1, 8)
@@ -141,9 +148,9 @@ def drawn_worlds(draw: st.DrawFn) -> World:
 @settings(max_examples=1_000, deadline=None)
 def test_a_presumption_never_makes_servers_differ(world: World, presumed: Decision | None) -> None:
     case = case_of(world.evidence())
-    strangers = dict(world.fates).keys() - case.sights.keys()
-    if strangers and not case.named:
-        return
+    others = dict(world.fates).keys() - case.sights.keys()
+    if not case.named:
+        case = replace(case, strangers=frozenset(others))
     judged = judge(case, 7, Presumption(presumed))
     if judged.basis is Basis.WITNESS_ROW:
         assert "committed" in dict(world.fates).values()
@@ -181,11 +188,68 @@ def test_a_record_of_this_log_is_a_proof(world: World, over: bool) -> None:
     assert judge(case, 6, NOTHING).basis is Basis.NEVER_GIVEN
 
 
+@pytest.mark.parametrize("presumed", [None, COMMIT, ROLLBACK])
+def test_an_epoch_that_nobody_remembers_has_no_plan(presumed: Decision | None) -> None:
+    """Whatever the evidence and whatever is presumed: the next epochs come up to it."""
+    prepared, committed = Sight(Seen.PREPARED, (1, 2)), Sight(Seen.COMMITTED, (1, 2))
+    for sights in ({1: prepared, 2: prepared}, {1: prepared, 2: committed}):
+        judged = judge(Case(ID, sights), 6, Presumption(presumed, {str(ID): presumed} if presumed else {}))
+        assert (judged.action, judged.basis) == (Action.OPEN, Basis.NEVER_GIVEN)
+        assert (judged.safe, judged.presumed, judged.refused) == (frozenset(), False, presumed)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "configured", "taken", "others"),
+    [
+        ({"orders": 1, "payments": 2}, ("orders", "payments"), set(), set()),
+        ({"orders": 1, "payments": 2, "old": 3}, ("orders", "payments"), set(), {3}),  # the log knows it
+        ({"orders": 1, "payments": 2}, ("orders", "payments"), {1, 4}, {3, 4}),  # a row names it
+        ({"orders": 1, "payments": 3}, ("orders", "payments"), set(), {2}),  # numbers are given in order
+        ({}, (), set(), set()),
+    ],
+)
+def test_who_has_been_taken_out_is_known_by_number(
+    numbers: dict[str, int], configured: tuple[str, ...], taken: set[int], others: set[int]
+) -> None:
+    assert strangers(numbers, configured, taken) == others
+
+
+def test_who_has_been_taken_out_may_have_committed() -> None:
+    """Witness rows are off, so nobody is named; what is prepared everywhere else is not safe."""
+    sights = {1: Sight(Seen.PREPARED), 2: Sight(Seen.PREPARED)}
+    assert judge(Case(ID, sights), 7, NOTHING).basis is Basis.ALL_PREPARED
+    judged = judge(Case(ID, sights, strangers=frozenset({3})), 7, Presumption(ROLLBACK))
+    assert (judged.basis, judged.safe, judged.action) == (Basis.NOT_CONFIGURED, frozenset(), Action.OPEN)
+    named = {1: Sight(Seen.PREPARED, (1, 2)), 2: Sight(Seen.PREPARED, (1, 2))}
+    assert judge(Case(ID, named, strangers=frozenset({3})), 7, NOTHING).basis is Basis.ALL_PREPARED
+
+
 def test_single_presumptions_come_before_the_general_one() -> None:
     both = Case(ID, {1: Sight(Seen.PREPARED, (1, 2)), 2: Sight(Seen.PREPARED, (1, 2))})
     presumption = Presumption(COMMIT, {str(ID): ROLLBACK})
     assert judge(both, 7, presumption).action is Action.ROLLBACK
     assert judge(both, 7, Presumption(COMMIT)).commit_at == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("case", "horizon", "followed"),
+    [
+        (Case(ID, {1: Sight(Seen.COMMITTED, (1, 2)), 2: Sight(Seen.PREPARED, (1, 2))}), 7, {COMMIT}),
+        (Case(ID, {1: Sight(Seen.PREPARED, (1,))}, logged=(1,)), 7, {COMMIT}),
+        (Case(ID, {1: Sight(Seen.COMMITTED, (1,))}, logged=(1,)), 7, {COMMIT}),
+        (Case(ID, {1: Sight(Seen.PREPARED, (1, 2)), 2: Sight(Seen.PREPARED, (1, 2))}), 7, {COMMIT, ROLLBACK}),
+        (Case(ID, {1: Sight(Seen.PREPARED, (1, 2)), 2: Sight(Seen.ABSENT)}), 7, {ROLLBACK}),
+        (Case(ID, {1: Sight(Seen.PREPARED, (1, 2)), 2: Sight(Seen.UNPROVED)}), 7, set()),
+        (Case(ID, {1: Sight(Seen.PREPARED, (1,))}), 6, set()),
+    ],
+)
+def test_a_single_presumption_is_followed_or_contradicts(
+    case: Case, horizon: int, followed: set[Decision]
+) -> None:
+    """Nobody's presumption is swallowed."""
+    for presumed in Decision:
+        judged = judge(case, horizon, Presumption(single={str(ID): presumed}))
+        assert contradicts(judged, presumed) == (presumed not in followed)
 
 
 WORKING, ABSENT, PREPARED = Sight(Seen.WORKING), Sight(Seen.ABSENT), Sight(Seen.PREPARED, (1, 2))

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -61,6 +66,14 @@ def test_recover_applies_without_asking(coordctl: Coordctl) -> None:
     result = coordctl("recover")
     assert coordctl.fake.of("Recover")[0].apply
     assert result.out.splitlines()[-1].startswith("carried out: 1 commit")
+
+
+def test_recover_tells_scripts_what_is_on_hold(coordctl: Coordctl) -> None:
+    held = admin_pb2.PlanItem(participant="stock", action="hold", reason="PARTICIPANT_ON_HOLD")
+    coordctl.fake.answers["Recover"] = admin_pb2.RecoverResponse(items=[*PLAN.items, held], scans=PLAN.scans)
+    result = coordctl("recover")
+    assert (result.code, "1 hold" in result.out) == (4, True)
+    assert coordctl("recover", "--dry-run").code == 0
 
 
 def test_recover_as_json(coordctl: Coordctl) -> None:
@@ -158,6 +171,36 @@ def test_a_transaction_that_the_log_lost_can_be_resolved(
     result = coordctl("resolve", GTRID, "--commit", "--reason", "x")
     assert result.code == 0
     assert "the coordinator's log does not know it" in result.err
+
+
+@pytest.mark.parametrize("around", ["ask()", "asyncio.run(in_a_loop())"])
+def test_ctrl_c_ends_a_question_at_once(around: str) -> None:
+    """Also in an event loop, which takes SIGINT over and would wait for the answer first."""
+    code = (
+        "import asyncio, sys\n"
+        "from coordinator.ctl import main\n"
+        "from coordinator.ctl.options import confirm\n"
+        "def ask(): confirm('Really?', False)\n"
+        "async def in_a_loop(): ask()\n"
+        f"main.cli.main = lambda **_: {around}\n"
+        "sys.exit(main.run([]))\n"
+    )
+    leader, follower = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=follower, stdout=follower, stderr=follower)
+    os.close(follower)
+    written = b""
+    try:
+        while b"[y/N]" not in written:
+            written += os.read(leader, 65536)
+        time.sleep(0.5)  # the prompt is written before input() reads, and people are not that quick
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        written += os.read(leader, 65536)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(leader)
+    assert b"coordctl: INTERRUPTED: nothing was changed" in written
 
 
 def test_forget(coordctl: Coordctl, error: Callable[..., XacoordError]) -> None:

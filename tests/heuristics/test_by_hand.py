@@ -21,6 +21,7 @@ from coordinator.v1 import admin_pb2
 from coordinator.v1 import coordinator_pb2 as pb
 from deploy.private_servers import PrivateServer
 from tests.heuristics.batch import Batch, Case
+from tests.heuristics.conftest import delete_rows
 from tests.heuristics.person import end_by_hand, stranger_beside
 from tests.system.conftest import NAMES, System
 
@@ -182,7 +183,9 @@ class Judge:
         return "begun"
 
     def forgetting_ends_it(self) -> None:
-        for number, gtrid in enumerate(self.heuristic()):
+        for number, (gtrid, outcome) in enumerate(self.heuristic().items()):
+            if self.decision == "ROLLBACK" and outcome == "HEURISTIC_MIXED":
+                delete_rows(self.system, gtrid)
             if number == 0:
                 self.cluster.coordctl("forget", gtrid, "--yes")
                 log = self.cluster.coordinator.output.read_text()

@@ -11,6 +11,7 @@ import pytest
 
 from coordinator.v1 import coordinator_pb2 as pb
 from deploy.private_cluster import Process, wait_for
+from tests.heuristics.conftest import delete_rows
 from tests.heuristics.person import end_by_hand, end_sessions
 from tests.system.conftest import System, failpoints
 
@@ -69,6 +70,7 @@ def test_an_orphan(system: System, verb: str) -> None:
     cluster.coordinator.kill()
     cluster.start_coordinator()
     assert system.outcome(gtrid) == "HEURISTIC_MIXED"
+    delete_rows(system, gtrid)
     cluster.coordctl("forget", gtrid, "--yes")
 
 

@@ -13,8 +13,10 @@ import pytest
 
 from coordinator.v1 import coordinator_pb2
 from deploy.private_cluster import wait_for
+from dtp import Gtrid, Xid
 from tests.log_loss.conftest import SETTINGS, Loss, by_hand, lost, restart_agents, states
 from tests.system.conftest import INSERT, System, failpoints, statement
+from tests.system.test_recovery import leave_prepared
 
 
 @pytest.mark.parametrize("verb", ["COMMIT", "ROLLBACK"])
@@ -172,6 +174,33 @@ def test_a_branch_that_only_read_is_no_proof(shared_system: System) -> None:
     cluster.start_coordinator()
     document: Any = cluster.coordctl_json("status")
     assert document["heuristic"] == []
+
+
+def test_a_branch_of_an_epoch_that_nobody_remembers_stops_it(shared_system: System) -> None:
+    """The epochs that a takeover begins come up to it, and then it would be an orphan and rolled back."""
+    loss = lost(shared_system, "empty")
+    horizon = max(row["remembered_epoch"] for row in loss.plan()["participants"])
+    whose = Gtrid.parse(loss.doubt.half[1]).coordinator_id
+    site, row = shared_system.cluster.sites["orders"], shared_system.new_id()
+    strange = [str(Gtrid.make(whose, horizon + above, 5, 1)) for above in (1, 3)]
+    for gtrid in strange:
+        insert = f"INSERT INTO orders.ledger VALUES ({row}, 1)"
+        leave_prepared(site.server, Xid.of(gtrid, 1).sql(), insert)
+        row = shared_system.new_id()
+    before = sorted([*loss.doubt.branches, *(f"orders:{gtrid}" for gtrid in strange)])
+    for gtrid in strange:
+        planned = loss.plan()["by_gtrid"][gtrid]
+        assert (planned["action"], planned["reason"], planned["may_presume"]) == ("open", "NEVER_GIVEN", [])
+        code, _, err = loss.ask("--apply", "--yes", "--presume", "rollback")
+        assert (code, "NO_PLAN" in err, gtrid in err, "by hand" in err) == (1, True, True, True), err
+        code, _, err = loss.ask("--apply", "--yes", "--presume", f"{gtrid}=rollback")
+        assert (code, "PRESUMPTION_REFUSED" in err) == (1, True), err
+        assert sorted(shared_system.ours()) == before
+        by_hand(shared_system, "orders", gtrid, "ROLLBACK")
+        before.remove(f"orders:{gtrid}")
+    loss.apply("--presume", "rollback")
+    loss.judge(half=True, whole=False, torn=False)
+    loss.works_again()
 
 
 def test_without_witness_rows_there_is_no_plan(make_system: Callable[..., System]) -> None:

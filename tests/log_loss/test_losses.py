@@ -11,7 +11,7 @@ import pytest
 
 from coordinator.v1 import coordinator_pb2
 from deploy.private_cluster import wait_for
-from tests.log_loss.conftest import Loss, derive, lost, make_log, states
+from tests.log_loss.conftest import Loss, lost, make_log, states
 from tests.participant_agent.agent_support import reason
 from tests.system.conftest import System
 
@@ -155,26 +155,3 @@ def test_the_real_log_is_shut_out_afterwards(shared_system: System) -> None:
     shutil.rmtree(loss.log)
     shutil.move(derived, loss.log)
     loss.works_again()
-
-
-def test_a_running_coordinator_with_the_real_log_is_shut_out(shared_system: System) -> None:
-    """Somebody derives on another directory while the real coordinator serves."""
-    shared_system.restore()
-    cluster = shared_system.cluster
-    shared_system.run(shared_system.new_id())
-    log, elsewhere = cluster.directory / "log", cluster.directory / "elsewhere"
-    other = cluster.directory / "other.toml"
-    other.write_text(cluster.config.read_text().replace(str(log), str(elsewhere)))
-    done = derive(other, "--apply", "--yes", "-o", "json")
-    assert done.returncode == 0, done.stderr
-    wait_for(lambda: states(shared_system) == {"HOLD"}, 15, cluster.tails)
-    with pytest.raises(grpc.RpcError) as refused:
-        shared_system.run(shared_system.new_id())
-    assert reason(refused.value) == "PARTICIPANT_HELD"
-    cluster.coordinator.stop()
-    shutil.rmtree(log)
-    shutil.move(elsewhere, log)
-    cluster.start_coordinator()
-    row = shared_system.new_id()
-    shared_system.run(row)
-    assert shared_system.judge(row)
