@@ -38,6 +38,7 @@ from typing import Any
 import MySQLdb
 
 from deploy.engines import Binaries, Engine, ServerError, user_argument
+from deploy.interruption import scratch
 from deploy.processes import free_port, spawn
 
 START_TIMEOUT_SECONDS = 120.0
@@ -366,11 +367,11 @@ def _template(binaries: Binaries) -> Path:
     templates.mkdir(parents=True, exist_ok=True)
     with _locked(templates / f"{name}.lock"):
         if not template.exists():
-            with tempfile.TemporaryDirectory(prefix="xacoord-") as temporary:
-                _initialise(binaries, Path(temporary))
+            with scratch("xacoord-") as temporary:
+                _initialise(binaries, temporary)
                 unfinished = templates / f"{name}.new"
                 shutil.rmtree(unfinished, ignore_errors=True)
-                _copy_tree(Path(temporary) / "data", unfinished)
+                _copy_tree(temporary / "data", unfinished)
                 unfinished.rename(template)
     return template
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import signal
 import socket as sockets
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -12,6 +15,8 @@ from pathlib import Path
 # The kernel sends a child its parent-death signal when the *thread* that started it ends, not only when the
 # process does. So one thread, which lives as long as the process, starts all servers.
 _spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="private-server-spawner")
+# The running children with their outputs; only the thread above touches it.
+_children: list[tuple[subprocess.Popen[bytes], Path]] = []
 
 
 def spawn(
@@ -20,8 +25,9 @@ def spawn(
     """Starts a child that the kernel kills when this process dies; its output goes to a file."""
 
     def start() -> subprocess.Popen[bytes]:
+        _children[:] = [item for item in _children if item[0].poll() is None]
         with output.open("ab") as file:
-            return subprocess.Popen(
+            child = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "--", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -30,8 +36,26 @@ def spawn(
                 env=environ,
                 start_new_session=True,  # Ctrl-C in a terminal is for this process to deal with
             )
+        _children.append((child, output.absolute()))
+        return child
 
     return _spawner.submit(start).result()
+
+
+def end_below(directory: Path) -> None:
+    """Kills and reaps all children whose output is below a directory, with their own children.
+
+    For an interruption, which may come when a child has been started and nobody has its handle yet.
+    """
+
+    def end() -> None:
+        for child, output in _children:
+            if child.poll() is None and output.is_relative_to(directory):
+                with contextlib.suppress(ProcessLookupError):  # somebody else has just reaped it
+                    os.killpg(child.pid, signal.SIGKILL)  # each has a session, and so a group, of its own
+                child.wait()
+
+    _spawner.submit(end).result()
 
 
 def free_port() -> int:

@@ -8,8 +8,10 @@ import time
 from typing import get_args
 
 from deploy.engines import Engine
+from deploy.interruption import Interrupted, interruptible
+from tests.command import positive
 from tests.crash_matrix.matrix import work
-from tests.crash_matrix.places import choose
+from tests.crash_matrix.places import choose, choose_only
 from tests.crash_matrix.run import Report
 
 
@@ -17,12 +19,18 @@ def main(arguments: list[str]) -> int:
     """Run; 1 where anything was wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash_matrix", description=__doc__)
     parser.add_argument("--engine", choices=get_args(Engine), default="mysql")
-    parser.add_argument("--runs", type=int, default=250)
+    parser.add_argument("--runs", type=positive, default=250)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="cells whose name has this in it")
     parsed = parser.parse_args(arguments)
-    cells = choose(parsed.runs, parsed.seed)
-    cells = [cell for cell in cells if parsed.only in str(cell)]
+    if parsed.only:
+        cells = choose_only(parsed.runs, parsed.seed, parsed.only)
+        if not cells:
+            parser.error(
+                f"no cell has {parsed.only!r} in its name; one is called {choose(1, parsed.seed)[0]}"
+            )
+    else:
+        cells = choose(parsed.runs, parsed.seed)
     reports: list[Report] = []
 
     def tell(report: Report) -> None:
@@ -32,12 +40,18 @@ def main(arguments: list[str]) -> int:
             print("\n".join(report.violations), report.error, report.tails, sep="\n", flush=True)
 
     started = time.monotonic()
-    work(parsed.engine, cells, parsed.seed, tell)
+    status = 0
+    with interruptible():
+        try:
+            work(parsed.engine, cells, parsed.seed, tell)
+        except Interrupted as interruption:
+            status = interruption.status
     bad = [report for report in reports if not report.good]
-    print(f"{len(reports)} runs, {len(bad)} bad, {time.monotonic() - started:.0f} s")
+    ran = f"interrupted: {len(reports)} of {len(cells)}" if status else str(len(reports))
+    print(f"{ran} runs, {len(bad)} bad, {time.monotonic() - started:.0f} s")
     for report in bad:
         print(f"BAD {report.cell}")
-    return int(bool(bad))
+    return status or int(bool(bad))
 
 
 if __name__ == "__main__":

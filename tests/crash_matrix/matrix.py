@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from deploy.engines import Engine
+from deploy.interruption import scratch
 from tests.crash_matrix.places import Cell
 from tests.crash_matrix.rig import Rig
 from tests.crash_matrix.run import Report, perform
@@ -23,25 +21,24 @@ def work(
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Do the cells and tell the report of each; none is begun once `stop` says so."""
-    directory = Path(tempfile.mkdtemp(prefix="xacoord-matrix-"))
-    rig: Rig | None = None
-    rigs = 0
-    try:
-        for cell in cells:
-            if stop():
-                return
-            if rig is None:
-                rig = Rig(engine, directory / str(rigs), seed + rigs)
-                rigs += 1
-            report = _report(rig, cell)
-            if not report.good:
+    with scratch("xacoord-matrix-") as directory:
+        rig: Rig | None = None
+        rigs = 0
+        try:
+            for cell in cells:
+                if stop():
+                    return
+                if rig is None:
+                    rig = Rig(engine, directory / str(rigs), seed + rigs)
+                    rigs += 1
+                report = _report(rig, cell)
+                if not report.good:
+                    rig.close()
+                    rig = None
+                tell(report)
+        finally:
+            if rig is not None:
                 rig.close()
-                rig = None
-            tell(report)
-    finally:
-        if rig is not None:
-            rig.close()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _report(rig: Rig, cell: Cell) -> Report:

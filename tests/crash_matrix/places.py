@@ -137,10 +137,15 @@ def crossed(seed: int) -> Iterator[Cell]:
 
 
 def choose(runs: int, seed: int) -> list[Cell]:
-    """All that is required, then of the rest what the seed draws; then the same with other seeds."""
+    """All that is required, then of the rest what the seed draws; then the same with other seeds.
+
+    Fewer runs than all that is required: what the seed draws of everything.
+    """
     cells = list(required(seed))
     choice = random.Random(seed)
     rest = list(crossed(seed))
+    if runs < len(cells):
+        return choice.sample(cells + rest, runs)
     choice.shuffle(rest)
     cells += rest
     while len(cells) < runs:
@@ -149,3 +154,10 @@ def choose(runs: int, seed: int) -> list[Cell]:
         choice.shuffle(more)
         cells += more
     return cells[:runs]
+
+
+def choose_only(runs: int, seed: int, part: str) -> list[Cell]:
+    """Of those whose name has `part` in it all, or so many as the seed draws."""
+    everything = len([*required(seed), *crossed(seed)])
+    cells = [cell for cell in choose(max(runs, everything), seed) if part in str(cell)]
+    return cells if len(cells) <= runs else random.Random(seed).sample(cells, runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from deploy.private_servers import PrivateServer
 from participant_agent.core.engine import Engine
@@ -20,9 +21,16 @@ def kind_of(seed: int) -> Kind:
     return Kind(crashes=seed % _CRASH_EVERY == 7, time_outs=seed % _TIME_OUT_EVERY == 13)
 
 
-def run(server: PrivateServer, first_seed: int, sequences: int) -> str | None:
-    """Compare; None where both sides agree, else the whole sequence with both answers."""
+def run(
+    server: PrivateServer, first_seed: int, sequences: int, tell: Callable[[int], object] = lambda seed: None
+) -> str | None:
+    """Compare; None where both sides agree, else the whole sequence with both answers.
+
+    Args:
+        tell: is called with each seed on which both sides agree.
+    """
     real = RealSide(server)
+    interrupted = False
     with asyncio.Runner() as runner:
         runner.run(real.prepare())
         try:
@@ -31,8 +39,13 @@ def run(server: PrivateServer, first_seed: int, sequences: int) -> str | None:
                 if disagreement is not None:
                     where = f"seed {seed} on {server.engine} {server.version}"
                     return f"{where}\n{disagreement.story}"
+                tell(seed)
+        except KeyboardInterrupt:
+            interrupted = True  # a comparison is under way and uses the sessions; the runner cancels it
+            raise
         finally:
-            runner.run(real.close())
+            if not interrupted:
+                runner.run(real.close())
     return None
 
 

@@ -10,11 +10,16 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from deploy.engines import Engine
+from deploy.interruption import Interrupted, interruptible
+from deploy.processes import end_below
+from tests.command import positive_seconds
 from tests.network.net import Net
 from tests.network.proxy import Proxy, Way
 
@@ -83,29 +88,41 @@ def weather(net: Net, seed: int, seconds: float) -> int:
     return storm.broken
 
 
-def main() -> None:
+def main() -> int:
     """Rounds by hand."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--engine", choices=("mysql", "mariadb"), default="mariadb")
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=positive_seconds, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="xacoord-storm-"))
-    net = Net(arguments.engine, directory)
-    until = time.monotonic() + arguments.seconds
-    seed = arguments.seed
+    with interruptible():
+        try:
+            _rounds(arguments.engine, directory, arguments.seed, arguments.seconds)
+        except Interrupted as interruption:
+            end_below(directory)
+            shutil.rmtree(directory, ignore_errors=True)
+            print("interrupted: every round above told the truth")
+            return interruption.status
+        except BaseException:
+            end_below(directory)
+            print(f"failed; see {directory}")
+            raise
+    shutil.rmtree(directory)
+    return 0
+
+
+def _rounds(engine: Engine, directory: Path, seed: int, seconds: float) -> None:
+    net = Net(engine, directory)
+    until = time.monotonic() + seconds
     try:
         while time.monotonic() < until:
             net.restore()
             print(f"seed {seed}: {weather(net, seed, 8.0)} links broken, all told the truth", flush=True)
             seed += 1
-    except BaseException:
-        print(f"seed {seed} failed; see {directory}")
-        raise
     finally:
         net.close()
-    shutil.rmtree(directory)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

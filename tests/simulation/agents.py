@@ -19,6 +19,7 @@ from participant_agent.v1 import participant_agent_pb2_grpc as rpc
 from tests.simulation.mysql import Server
 from tests.simulation.process import Process
 from tests.simulation.session import Conditions, connector
+from tests.simulation.trace import statement
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -184,7 +185,8 @@ class Watched:
         if query.sql.startswith("XA "):
             world.oracle.asked(node, query.sql)
         if world.trace.on:
-            world.trace(self._name, f"session {self._session.connection_id}", query.sql, query.parameters)
+            asked = (statement(query.sql), *((query.parameters,) if query.parameters else ()))
+            world.trace(self._name, f"session {self._session.connection_id}", *asked)
         result = await self._query(query)
         if world.trace.on:
             world.trace(self._name, f"session {self._session.connection_id}", "->", result)

@@ -69,6 +69,9 @@ class Channel:
         self, path: str, request_serializer: Any, response_deserializer: Any, **_: Any
     ) -> Callable[..., Any]:
         async def call(request: Any, timeout: float | None = None) -> Any:
+            if self._network.trace.on:
+                whom, method = host_of(self._address), path.rpartition("/")[2]
+                self._network.trace(self._process.name, f"asks {whom} to {method}", _short(request))
             return await self._call(path, request_serializer(request), response_deserializer, timeout)
 
         return call
@@ -142,6 +145,10 @@ class ClientCall:
     def client_name(self) -> str:
         return self._connection.client.name
 
+    @property
+    def server_name(self) -> str:
+        return self._connection.server.name
+
     def write_late(self, data: bytes) -> None:
         """A part of a message that was overtaken, or comes twice."""
         if self._error is None and not self._ended:
@@ -210,7 +217,7 @@ class StreamCall:
     async def write(self, message: Any) -> None:
         network = self._call.network
         if network.trace.on:
-            network.trace(self._call.client_name, "sends", _short(message))
+            network.trace(self._call.client_name, f"sends to {self._call.server_name}", _short(message))
         for delay, part in network.scatter(message, "commands"):
             if delay:
                 network.later(delay, self._call.write_late, self._serialize(part))
@@ -327,7 +334,8 @@ class ServerCall:
     def _send(self, response: Any) -> None:
         network = self._connection.network
         if network.trace.on:
-            network.trace(self._connection.server.name, "answers", _short(response))
+            answers = f"answers {self._connection.client.name}"
+            network.trace(self._connection.server.name, answers, _short(response))
         if self._handler.stream_stream is None:
             self._send_now(response)
             return

@@ -265,10 +265,12 @@ class Client:
                 response = await self.stub.Begin(request, timeout=5.0)
             except grpc.aio.AioRpcError as error:
                 reason, _ = definite(error)
+                self.world.trace(self.name, "hears", reason)
                 self.world.counters[f"refused {reason}"] += 1
                 await asyncio.sleep(self.random.random() * 2.0)
                 continue
             attempt.gtrid = response.gtrid
+            self.world.trace(self.name, "has begun", attempt.gtrid)
             if response.already_committed:
                 self.told(attempt, "COMMITTED", completed=False)
             return not response.already_committed
@@ -294,6 +296,7 @@ class Client:
             await self.agents[name].Execute(request, timeout=random.choice((0.5, 10.0, 30.0)))
         except grpc.aio.AioRpcError as error:
             reason, _ = definite(error)
+            self.world.trace(self.name, "hears", reason, f"of {attempt.gtrid} at {name}")
             self.world.counters[f"execute {reason}"] += 1
             # Only of a branch that the coordinator has heard of is it sure that it will refuse.
             known = name in attempt.enlisted
@@ -313,6 +316,7 @@ class Client:
                 return
             except grpc.aio.AioRpcError as error:
                 reason, _ = definite(error)
+                self.world.trace(self.name, "hears", reason, f"of {attempt.gtrid}")
                 self.world.counters[f"rollback refused {reason}"] += 1
                 if reason == "ALREADY_COMMITTED":
                     self.told(attempt, "COMMITTED", completed=False)
@@ -344,7 +348,7 @@ class Client:
             self._hear(attempt, await call)
         except grpc.aio.AioRpcError as error:
             reason, sure = definite(error)
-            self.world.trace(self.name, "hears", reason, "definite" if sure else "")
+            self.world.trace(self.name, "hears", reason, "definite" if sure else "", f"of {attempt.gtrid}")
             self.world.counters[f"commit refused {reason}"] += 1
             attempt.refused = attempt.refused or sure
             return sure
@@ -356,6 +360,7 @@ class Client:
             response = await self.stub.Get(pb.GetRequest(gtrid=attempt.gtrid), timeout=5.0)
         except grpc.aio.AioRpcError as error:
             reason, _ = definite(error)
+            self.world.trace(self.name, "hears", reason, f"of {attempt.gtrid}")
             self.world.counters[f"get refused {reason}"] += 1
             return False
         outcome = pb.Outcome.Name(response.transaction.outcome).removeprefix("OUTCOME_")

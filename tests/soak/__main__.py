@@ -32,6 +32,7 @@ from typing import Any, get_args
 from deploy.engines import Engine
 from deploy.processes import spawn
 from tests.bank.bank import client_environ
+from tests.command import positive_seconds, writable
 from tests.soak import plot, report
 from tests.soak.facts import Facts
 from tests.soak.one import FACTS, load
@@ -45,16 +46,13 @@ EVIDENCE = "soak-evidence"
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="tests/soak.sh", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=5.0, help="for all of it (default: 5)")
+    parser.add_argument("--minutes", type=positive_seconds, default=5.0, help="for all of it (default: 5)")
     parser.add_argument("--engine", choices=(*get_args(Engine), "both"), default="both")
     parser.add_argument("--seed", type=int, help="which faults, in which order (default: a new one)")
-    parser.add_argument("--every", type=float, default=20.0, help="seconds from fault to fault (default: 20)")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="where soak.md and soak.svg go")
+    parser.add_argument("--every", type=positive_seconds, default=20.0, help="between faults (default: 20)")
+    parser.add_argument("--report", type=writable, metavar="DIR", help="where soak.md and soak.svg go")
     parser.add_argument("--keep", action="store_true", help="keep logs and ledgers without a violation, too")
-    parsed = parser.parse_args(arguments)
-    if parsed.minutes <= 0 or parsed.every <= 0:
-        parser.error("--minutes and --every must be positive")
-    return parsed
+    return parser.parse_args(arguments)
 
 
 def run(engines: Sequence[Engine], plan: Plan, work: Path) -> list[Facts]:
@@ -139,7 +137,6 @@ def main(arguments: Sequence[str]) -> int:
     seed = random.randrange(10**6) if parsed.seed is None else parsed.seed
     plan = Plan(60 * parsed.minutes, parsed.every, seed, max(1, _THREADS // len(engines)))
     directory = parsed.report or Path(tempfile.mkdtemp(prefix="soak-"))
-    directory.mkdir(parents=True, exist_ok=True)
     print(f"soak of {' and '.join(engines)}: {parsed.minutes:g} minutes, seed {seed}", flush=True)
     work = Path(tempfile.mkdtemp(prefix="xacoord-soak-"))
     try:

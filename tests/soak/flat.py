@@ -27,7 +27,7 @@ from tests.soak.robust import median, slope
 WARM = 40.0
 SPAN = 50.0
 _AGE = (10.0, 20.0)
-_LIVES = 4
+LIVES = 4
 _MIB = 1 << 20
 LOG_BYTES = 8 * _MIB  # eight segments
 
@@ -93,7 +93,7 @@ def growths(samples: Sequence[Sample]) -> Iterator[Growth]:
         if early:
             fresh[process].append(early)
     for process, starts in fresh.items():
-        if len(starts) < _LIVES:
+        if len(starts) < LIVES:
             continue
         span = starts[-1][0].at - starts[0][0].at
         for limit in LIMITS:

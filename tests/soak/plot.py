@@ -1,4 +1,7 @@
-"""The plot: throughput over time, with every fault marked. A small SVG: a few hundred points an engine."""
+"""The plot: throughput over time, with every fault marked: what was done, and to whom.
+
+A small SVG: a few hundred points an engine.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,21 @@ from matplotlib.patches import Patch
 from tests.soak.facts import Facts
 
 _MOST_POINTS = 450
+# What is done, by colour; to whom, by marker.
 _COLOURS = {
     "kill": "#c0392b",
     "freeze": "#2980b9",
     "restart": "#27ae60",
     "lock": "#8e44ad",
     "network": "#e67e22",
+}
+_MARKERS = {
+    "coordinator": "s",
+    "agent": "^",
+    "server": "o",
+    "client": "*",
+    "several": "D",
+    "": "|",
 }
 _LOCKS = ("lock rows", "read lock", "lock tables")
 
@@ -34,6 +46,14 @@ def group(kind: str) -> str:
     if kind in _LOCKS:
         return "lock"
     return "network" if kind.endswith("network") else kind.partition(" ")[0]
+
+
+def victim(kind: str) -> str:
+    """Which marker a kind of fault has: who is killed, frozen or restarted. Locks and networks have none."""
+    if group(kind) in ("lock", "network"):
+        return ""
+    whom = kind.partition(" ")[2]
+    return whom if whom in _MARKERS else "several"
 
 
 def throughput(facts: Facts) -> tuple[float, list[float]]:
@@ -62,8 +82,13 @@ def draw(runs: Sequence[Facts], path: Path) -> None:
             Line2D([], [], color=colour, marker="|", linestyle="none", markersize=9, label=name)
             for name, colour in _COLOURS.items()
         ]
+        handles += [
+            Line2D([], [], color="#34495e", marker=marker, linestyle="none", markersize=5, label=name)
+            for name, marker in _MARKERS.items()
+            if name
+        ]
         handles.append(Patch(color="#dddddd", label="checkpoint of calm"))
-        figure.legend(handles=handles, loc="upper center", ncol=len(handles), frameon=False)
+        figure.legend(handles=handles, loc="upper center", ncol=len(handles), frameon=False, columnspacing=1)
         figure.tight_layout(rect=(0, 0, 1, 0.95))
         figure.savefig(path, metadata={"Date": None, "Creator": None})
         pyplot.close(figure)
@@ -76,9 +101,13 @@ def _panel(axes: Axes, facts: Facts) -> None:
         axes.axvspan(calm.began - facts.began, calm.ended - facts.began, color="#dddddd", linewidth=0)
     axes.plot([place * width for place in range(len(slots))], slots, color="#34495e", linewidth=0.9)
     for name, colour in _COLOURS.items():
-        times = [fault.began - facts.began for fault in facts.faults if group(fault.kind) == name]
+        faults = [fault for fault in facts.faults if group(fault.kind) == name]
+        times = [fault.began - facts.began for fault in faults]
         axes.vlines(times, 0, top, color=colour, linewidth=0.8, alpha=0.45)
-        axes.plot(times, [top * 1.04] * len(times), "|", color=colour, markersize=9, markeredgewidth=1.6)
+        for whom, marker in _MARKERS.items():
+            times = [fault.began - facts.began for fault in faults if victim(fault.kind) == whom]
+            style = {"markersize": 5.0} if whom else {"markersize": 9.0, "markeredgewidth": 1.6}
+            axes.plot(times, [top * 1.04] * len(times), marker, color=colour, **style)
     axes.set_ylim(0, top * 1.1)
     axes.set_xlim(0, max(1.0, facts.ended - facts.began))
     axes.set_title(f"{facts.engine} {facts.version}", loc="left")

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.soak import latency
 from tests.soak.calm import PURGED_AFTER, WITNESS_SLACK
 from tests.soak.facts import Facts
-from tests.soak.flat import LIMITS, LOG_BYTES, SPAN, WARM, growths
+from tests.soak.flat import LIMITS, LIVES, LOG_BYTES, SPAN, WARM, growths
 from tests.soak.latency import Latencies, Recovery
 from tests.soak.robust import median, quantile
 from tests.soak.soak import FAULTS_BETWEEN_CALMS, Plan
@@ -218,8 +218,20 @@ def _flat(runs: Sequence[Facts]) -> str:
         "log, fence and witness rows."
     )
     head = ("engine", "process", "measure", "where", "slopes", "worst", "limit")
-    text = f"## I8: flat\n\n{rule}\n\n{table(head, rows)}\n\n{_most(runs)}\n\n"
+    slopes = table(head, rows) if rows else _no_slopes(runs)
+    text = f"## I8: flat\n\n{rule}\n\n{slopes}\n\n{_most(runs)}\n\n"
     return text + f"## I9: the rule\n\n{latency.RULE}\n\n{_foreign(runs)}"
+
+
+def _no_slopes(runs: Sequence[Facts]) -> str:
+    """Why the table of slopes is empty, and what I8's checks are then."""
+    samples = sum(len(facts.samples) for facts in runs)
+    longest = max((sample.age for facts in runs for sample in facts.samples), default=0.0)
+    return (
+        f"**No slope was judged: the run was too short.** The longest life of a process had {longest:.0f} s, "
+        f"where {WARM + SPAN:g} s are needed,\nand no process had {LIVES} lives of 10 s or more. I8's checks "
+        f"are those of the bounds only: the {samples:,} samples\nbelow, the log's size, and the rows at rest."
+    )
 
 
 def _foreign(runs: Sequence[Facts]) -> str:

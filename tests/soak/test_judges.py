@@ -238,7 +238,9 @@ def test_a_soak_that_has_not_even_begun_is_reported(tmp_path: Path) -> None:
     run.checks.violated("harness", "no server")
     plot.draw([run], tmp_path / "soak.svg")
     report.write([run], Plan(60.0, 20.0, 1, 2), tmp_path / "soak.md", "soak.svg")
-    assert "harness: no server" in (tmp_path / "soak.md").read_text()
+    text = (tmp_path / "soak.md").read_text()
+    assert "harness: no server" in text
+    assert "**No slope was judged: the run was too short.**" in text
 
 
 def test_the_plot_is_small_and_always_the_same(tmp_path: Path) -> None:

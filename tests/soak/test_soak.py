@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.soak.__main__ import EVIDENCE, main, parse
-from tests.soak.plot import group
+from tests.soak.plot import group, victim
 
 
 def test_a_short_soak_finds_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -26,9 +26,13 @@ def test_every_kind_of_fault_has_a_colour() -> None:
     from tests.soak.faults import KINDS
 
     assert {group(kind) for kind in KINDS} == {"kill", "freeze", "restart", "lock", "network"}
+    marks = {(group(kind), victim(kind)) for kind in KINDS}
+    whom = {whom for what, whom in marks if what == "kill"}
+    assert whom == {"coordinator", "agent", "server", "client", "several"}
+    assert {whom for what, whom in marks if what in ("lock", "network")} == {""}
 
 
 def test_senseless_arguments_are_refused() -> None:
-    for arguments in (["--minutes", "0"], ["--every", "-1"], ["--engine", "oracle"]):
+    for arguments in (["--minutes", "0"], ["--every", "-1"], ["--minutes", "nan"], ["--engine", "oracle"]):
         with pytest.raises(SystemExit):
             parse(arguments)
