@@ -219,17 +219,16 @@ class CoordinatorService(rpc.CoordinatorServicer):
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         """A transaction's states as they change."""
         gtrid = self._gtrid(request.gtrid)
-        if self._find(gtrid) is None:
+        transaction = self._find(gtrid)
+        if transaction is None:
             response = await self.Get(pb.GetRequest(gtrid=gtrid), context)
             yield pb.WatchResponse(transaction=response.transaction)
             return
         changed = self._driver.watch(gtrid)
         try:
             while True:
+                # Not looked for again: a slow reader hears the end of one that is forgotten by then.
                 changed.clear()
-                transaction = self._find(gtrid)
-                if transaction is None:
-                    return
                 yield pb.WatchResponse(transaction=self.message(transaction))
                 if transaction.ended:
                     return

@@ -1,7 +1,8 @@
 """Database servers for the tests, and the rule that a test which did not run is not a test that passed.
 
 Tests that ask for `engine` (directly or through `two_servers`, `new_server`) run once with MySQL and once
-with MariaDB; both have to be there. Shared servers start once per session; a test uses databases of its own
+with MariaDB; both have to be there. Where the engine plays no part in what is tested, a marker names one:
+`engines("mariadb")`. Shared servers start once per session; a test uses databases of its own
 name on them and leaves them running. A test that kills, freezes or reconfigures asks `new_server` for a
 server of its own (about a second each).
 """
@@ -29,7 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--engine")
-        metafunc.parametrize("engine", [chosen] if chosen else ENGINES, indirect=True, scope="session")
+        marker = metafunc.definition.get_closest_marker("engines")
+        engines = [chosen] if chosen else marker.args if marker is not None else ENGINES
+        metafunc.parametrize("engine", engines, indirect=True, scope="session")
 
 
 class ServerPool:

@@ -21,6 +21,8 @@ from tests.heuristics.person import leave_prepared
 from tests.log_loss.conftest import Loss, by_hand, derive, lost, restart_agents, states
 from tests.system.conftest import System, failpoints
 
+pytestmark = pytest.mark.engines("mariadb")
+
 
 def contents(directory: Path) -> dict[str, bytes]:
     """Of the log's files; the lock only names its last owner."""
@@ -87,6 +89,7 @@ def test_presumptions_of_single_transactions_are_followed_or_refused(shared_syst
     loss.works_again()
 
 
+@pytest.mark.engines("mysql", "mariadb")
 def test_a_branch_that_a_person_has_ended_while_the_agents_session_lives(shared_system: System) -> None:
     """MySQL lets them, and the session is still the branch's; MariaDB refuses until the session has ended."""
     shared_system.restore()

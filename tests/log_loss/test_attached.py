@@ -21,6 +21,8 @@ from tests.log_loss.conftest import derive, states
 from tests.participant_agent.agent_support import reason
 from tests.system.conftest import System, failpoints
 
+pytestmark = pytest.mark.engines("mariadb")
+
 BEGUN = "after_derive_begun"
 
 

@@ -13,6 +13,8 @@ from deploy.private_cluster import wait_for
 from tests.log_loss.conftest import Loss, by_hand, lost
 from tests.system.conftest import System, failpoints
 
+pytestmark = pytest.mark.engines("mariadb")
+
 
 def killed(loss: Loss, place: str, *arguments: str) -> None:
     """The command dies there."""
