@@ -281,6 +281,8 @@ class Branches:
         """The participant was taken over (core/sessions.py): no session of before is left."""
         for entry in list(self.registry.entries.values()):
             entry.unended = None
+            if entry.running is None and entry.state is BranchState.NON_EXISTENT:
+                self.registry.forget(entry)  # it was kept for that session, and nobody may ask for it again
 
     async def _finisher(self, entry: Entry) -> tuple[Session, bool]:
         """The branch's own session where it lives (then True), else any. Raises XacoordError."""

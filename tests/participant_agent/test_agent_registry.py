@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from dtp import BranchEvent, Vote
+from participant_agent.branches import Branches
 from participant_agent.core.finish import Finished, SessionUse, State
 from participant_agent.core.registry import (
     Answer,
@@ -22,6 +25,7 @@ from participant_agent.core.registry import (
     Run,
     Settled,
 )
+from participant_agent.core.sessions import Session
 from participant_agent.core.work import Voted
 
 GTRID = "k1t00100010000001ekn"
@@ -77,6 +81,19 @@ def test_what_ended_cannot_come_back_to_life() -> None:
     registry = Registry()
     registry.remember(GTRID, Ended(EndedAs.ROLLED_BACK))
     assert isinstance(registry.arrive(GTRID, "t001", 1, Prepare((1,))), Answer)
+
+
+def test_what_is_kept_for_a_session_goes_with_it() -> None:
+    """A late copy of a rollback, interrupted: the coordinator has its answer already, and will not ask again."""
+    nothing: Any = None
+    branches = Branches(nothing, nothing, nothing, nothing, nothing, nothing)
+    action = branches.registry.arrive(GTRID, "t001", 1, Rollback())
+    assert isinstance(action, Perform)
+    action.entry.unended = Session(7, "lock")
+    branches.finish_command(action.entry)
+    assert branches.registry.entries
+    branches.all_sessions_ended()
+    assert not branches.registry.entries
 
 
 def test_what_is_asked_again_and_again_is_done_once() -> None:
