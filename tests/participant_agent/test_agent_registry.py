@@ -84,7 +84,7 @@ def test_what_ended_cannot_come_back_to_life() -> None:
 
 
 def test_what_is_kept_for_a_session_goes_with_it() -> None:
-    """A late copy of a rollback, interrupted: the coordinator has its answer already, and will not ask again."""
+    """A late copy of a rollback, interrupted: the coordinator has its answer, and will not ask again."""
     nothing: Any = None
     branches = Branches(nothing, nothing, nothing, nothing, nothing, nothing)
     action = branches.registry.arrive(GTRID, "t001", 1, Rollback())
