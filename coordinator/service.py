@@ -229,8 +229,10 @@ class CoordinatorService(rpc.CoordinatorServicer):
             while True:
                 # Not looked for again: a slow reader hears the end of one that is forgotten by then.
                 changed.clear()
+                # Before the yield: it may end while a slow reader takes an earlier state.
+                told_its_end = transaction.ended
                 yield pb.WatchResponse(transaction=self.message(transaction))
-                if transaction.ended:
+                if told_its_end:
                     return
                 await changed.wait()
         finally:
