@@ -33,12 +33,13 @@ if [[ -d proto ]]; then
 fi
 
 # Three lanes side by side: what works in memory fills one core; what starts, kills and awaits servers leaves
-# room for another of its kind. The last one is everything that the others do not name, so that no folder can
-# be forgotten.
-in_memory=(tests/core tests/dtp tests/mutations tests/scenarios tests/simulation tests/wal)
+# room for another of its kind. The first one is the parts on their own; the last one everything that the
+# others do not name, so that no folder can be forgotten.
+parts=(tests/core tests/dtp tests/mutations tests/scenarios tests/simulation tests/wal
+    tests/fidelity tests/participant_agent)
 faults=(tests/crash_matrix tests/heuristics tests/log_loss)
 others=(tests)
-for path in "${in_memory[@]}" "${faults[@]}"; do others+=("--ignore=$path"); done
+for path in "${parts[@]}" "${faults[@]}"; do others+=("--ignore=$path"); done
 
 scratch=$(mktemp -d)
 declare -A lanes=()
@@ -60,14 +61,14 @@ lane() {
 # pytest's last line, "=== 12 passed in 3.45s ===", without colours and rules.
 counts() { tail -n 1 "$1" | sed -E 's/\x1b\[[0-9;]*m//g; s/^=+ | =+$//g'; }
 
-step "pytest, three lanes: others (shown as it runs), memory and faults (shown when they have ended)"
+step "pytest, three lanes: others (shown as it runs), parts and faults (shown when they have ended)"
 status=0
-lane memory "${in_memory[@]}"
+lane parts "${parts[@]}"
 lane faults "${faults[@]}"
 # In the foreground: what a shell starts in the background ignores SIGINT, and tests of it would wait for ever.
 pytest --color="$colour" "${others[@]}" 2>&1 | tee "$scratch/others" || status=$?
 step "others: $(counts "$scratch/others")"
-for name in memory faults; do
+for name in parts faults; do
     wait "${lanes[$name]}" || status=$?
     unset "lanes[$name]"
     cat "$scratch/$name"
