@@ -128,6 +128,8 @@ class AgentLink:
                 error = await self._broken
             except TimeoutError:
                 error = f"no agent answers at {self.address}"
+            except LinkDown as reason:
+                error = str(reason)
             except Exception as unexpected:
                 self._log.exception("agent link failed")
                 error = f"{type(unexpected).__name__}: {unexpected}"
