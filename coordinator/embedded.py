@@ -1,8 +1,8 @@
 """Embedded: agents in the coordinator's own process. The one module that knows both packages.
 
 A link to such an agent is the same as any other: it connects, fences, scans, attaches, and breaks when the
-agent loses its server. Only the channel is another one: messages are handed over as objects, without a
-network and without being encoded. The agent listens as well, because clients send it their statements.
+agent loses its server. Only its calls are made without a network, and commands and reports are handed over as
+they are (local.py). The agent listens as well, because clients send it their statements.
 
 An agent that cannot start is started again, for ever, like a daemon by its supervisor.
 """
@@ -10,8 +10,7 @@ An agent that cannot start is started again, for ever, like a daemon by its supe
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,9 @@ import grpc
 import grpc.aio
 import structlog
 
-from coordinator.agents import LinkDown
+from coordinator.agents import AgentLink, Identity, LinkDown
 from coordinator.config import Config
+from coordinator.core import inputs
 from dtp import XacoordError
 from shell.config import ConfigError
 from shell.status import to_status
@@ -55,6 +55,7 @@ class EmbeddedAgent:
             self._config.mysql.secret()
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: mysql.password_file cannot be read: {error}") from error
+        self.participant = participant
         self.address = self._config.agent.listen
         self.error = "it has not started yet"
         self.tried = asyncio.Event()
@@ -88,6 +89,18 @@ class EmbeddedAgent:
     def connect(self, address: str) -> grpc.aio.Channel:
         """A channel to it, for coordinator.agents.AgentLink."""
         return LocalChannel(self)  # type: ignore[return-value]
+
+    def link(
+        self,
+        identity: Identity,
+        submit: Callable[[inputs.Input], None],
+        clock: Callable[[], float],
+        purge_mark: Callable[[], str],
+    ) -> AgentLink:
+        """The coordinator's link to it."""
+        from coordinator.local import LocalLink
+
+        return LocalLink(self, identity, submit, clock, purge_mark)
 
 
 class Embedded:
@@ -165,7 +178,7 @@ class LocalChannel:
         async def call(request: Any, timeout: float | None = None) -> Any:
             try:
                 async with asyncio.timeout(timeout):
-                    return await self._method(path)(request, _CONTEXT)
+                    return await self._method(path)(request, None)
             except XacoordError as error:
                 raise _rpc_error(error) from error
             except TimeoutError:
@@ -178,48 +191,9 @@ class LocalChannel:
 
         return call
 
-    def stream_stream(self, path: str, *_: Any, **__: Any) -> Callable[[], LocalStream]:
-        """A bidirectional method."""
-        return lambda: LocalStream(self._method(path))
-
-
-class LocalStream:
-    """A bidirectional call: what is written goes to the method, what it yields comes out of iterating."""
-
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self._written: asyncio.Queue[Any] = asyncio.Queue()
-        self._ended = False
-        self._method = method
-
-    async def write(self, message: Any) -> None:
-        """Hand a message over. Raises asyncio.InvalidStateError where the call has ended."""
-        if self._ended:
-            raise asyncio.InvalidStateError("the call has ended")
-        self._written.put_nowait(message)
-
-    async def _requests(self) -> AsyncIterator[Any]:
-        while True:
-            yield await self._written.get()
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        try:
-            async with contextlib.aclosing(self._method(self._requests(), _CONTEXT)) as responses:
-                async for response in responses:
-                    yield response
-        except XacoordError as error:
-            raise _rpc_error(error) from error
-        finally:
-            self._ended = True
-
-
-class _Context:
-    """What methods ask of their call's context."""
-
-    async def send_initial_metadata(self, metadata: Any) -> None:
-        pass
-
-
-_CONTEXT = _Context()
+    def stream_stream(self, path: str, *_: Any, **__: Any) -> Callable[[], Any]:
+        """The stubs ask for it; the link within the process has its own way (coordinator.local)."""
+        return lambda: None
 
 
 def _rpc_error(error: XacoordError) -> grpc.aio.AioRpcError:
