@@ -6,10 +6,10 @@ branch begins and ends; HEURISTICALLY_COMPLETED is left only by an operator's FO
 
 from __future__ import annotations
 
-from enum import Enum
+from dtp.term import Term
 
 
-class BranchState(Enum):
+class BranchState(Term):
     """Where a branch is, as its resource manager sees it."""
 
     NON_EXISTENT = "NON_EXISTENT"
@@ -20,7 +20,7 @@ class BranchState(Enum):
     HEURISTICALLY_COMPLETED = "HEURISTICALLY_COMPLETED"
 
 
-class BranchEvent(Enum):
+class BranchEvent(Term):
     """What happened to a branch; every name is in the past."""
 
     STARTED = "STARTED"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from dtp.term import Term
 
 
-class Decision(Enum):
+class Decision(Term):
     """COMMIT exists only as a durable record; ROLLBACK is what every unrecorded transaction gets."""
 
     COMMIT = "COMMIT"

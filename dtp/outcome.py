@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import Enum
 
 from dtp.decision import Decision
+from dtp.term import Term
 
 
-class Outcome(Enum):
+class Outcome(Term):
     """UNKNOWN means just that: ask again. It is never replaced by a guess.
 
     The heuristic ones say that someone else ended a prepared branch against or without the
@@ -28,9 +28,10 @@ class Outcome(Enum):
     @property
     def heuristic(self) -> bool:
         """True where someone other than the coordinator decided."""
-        return self.name.startswith("HEURISTIC")
+        return self in _HEURISTIC
 
 
+_HEURISTIC = frozenset(outcome for outcome in Outcome if outcome.name.startswith("HEURISTIC"))
 _AS_DECIDED = {Decision.COMMIT: Outcome.COMMITTED, Decision.ROLLBACK: Outcome.ROLLED_BACK}
 _AGAINST = {Decision.COMMIT: Outcome.HEURISTIC_ROLLBACK, Decision.ROLLBACK: Outcome.HEURISTIC_COMMIT}
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from dtp.term import Term
 
 
-class Vote(Enum):
+class Vote(Term):
     """A branch's answer in phase 1.
 
     OK: prepared durably; the branch will do whatever is decided.

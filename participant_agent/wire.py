@@ -10,7 +10,7 @@ https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_ok_packet.
 
 from __future__ import annotations
 
-from enum import Enum
+from dtp.term import Term
 
 _HEADER = 4
 _OK, _ERR = 0x00, 0xFF
@@ -18,7 +18,7 @@ _MORE_RESULTS = 0x0008
 _WIDTHS = {0xFC: 3, 0xFD: 4, 0xFE: 9}  # of a length-encoded integer, by its first byte
 
 
-class There(Enum):
+class There(Term):
     """What has arrived of an answer."""
 
     PART = "not all of it"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from enum import Enum
 
 from coordinator.core.effects import Alert, AlertKind, Changed, Effect, Force, Refused, Reply, Write
 from coordinator.core.memory import Memory
@@ -14,6 +13,7 @@ from coordinator.core.states import ParticipantState, State, Trigger, next_state
 from coordinator.core.timers import Timers
 from coordinator.core.transaction import Transaction
 from dtp import Decision, Outcome, Reason, Xid
+from dtp.term import Term
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class Doubt:
     oldest_begun_at: float | None = None
 
 
-class Purpose(Enum):
+class Purpose(Term):
     """What waits for a forced record."""
 
     DECISION = "DECISION"

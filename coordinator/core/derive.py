@@ -25,12 +25,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 
 from dtp import Decision, Gtrid
+from dtp.term import Term
 
 
-class Seen(Enum):
+class Seen(Term):
     """What one participant knows of one transaction."""
 
     COMMITTED = "its witness row is committed"
@@ -48,7 +48,7 @@ class Sight:
     named: tuple[int, ...] = ()
 
 
-class Action(Enum):
+class Action(Term):
     """What to do with a transaction. OPEN: people have to presume its outcome, or to find it out."""
 
     COMMIT = "commit"
@@ -57,7 +57,7 @@ class Action(Enum):
     OPEN = "open"
 
 
-class Basis(Enum):
+class Basis(Term):
     """Why. The value explains it to people."""
 
     NEVER_GIVEN = (

@@ -7,13 +7,13 @@ when every record that this transaction forced before is durable, so a driver ne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from coordinator.core.inputs import RunBranch
 from coordinator.core.records import Record
 from coordinator.core.states import State
 from dtp import Outcome, Reason
+from dtp.term import Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class Scan:
     fenced: bool
 
 
-class AlertKind(Enum):
+class AlertKind(Term):
     HEURISTIC = "HEURISTIC"
     HOLD = "HOLD"
     HELD_BRANCH = "HELD_BRANCH"

@@ -8,13 +8,13 @@ that late news from a broken connection can be told apart.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from dtp import Decision, Outcome, Reason, Vote, Xid
+from dtp.term import Term
 
 
-class WaitFor(Enum):
+class WaitFor(Term):
     """What a caller of Commit or Run waits for."""
 
     DECIDED = "DECIDED"

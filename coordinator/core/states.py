@@ -10,10 +10,10 @@ input, a reason a field: none is a state.
 
 from __future__ import annotations
 
-from enum import Enum
+from dtp.term import Term
 
 
-class State(Enum):
+class State(Term):
     """Where a transaction is."""
 
     ACTIVE = "ACTIVE"
@@ -25,7 +25,7 @@ class State(Enum):
     HEURISTIC = "HEURISTIC"
 
 
-class Trigger(Enum):
+class Trigger(Term):
     """What moves a transaction; every name is in the past."""
 
     ENLISTED = "ENLISTED"
@@ -79,7 +79,7 @@ def next_state(state: State, trigger: Trigger) -> State | None:
     return TRANSITIONS[state].get(trigger)
 
 
-class ParticipantState(Enum):
+class ParticipantState(Term):
     """How far the coordinator is with one participant's agent.
 
     HOLD: an agent remembers a higher epoch, another log or a decision that our log lacks, so our log is
@@ -93,7 +93,7 @@ class ParticipantState(Enum):
     HOLD = "HOLD"
 
 
-class ParticipantTrigger(Enum):
+class ParticipantTrigger(Term):
     """What moves a participant; every name is in the past."""
 
     CONNECTED = "CONNECTED"

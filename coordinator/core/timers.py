@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from enum import Enum
+
+from dtp.term import Term
 
 
-class TimerKind(Enum):
+class TimerKind(Term):
     """What a timer is for."""
 
     DEADLINE = "DEADLINE"

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from enum import Enum
 from typing import TypeAlias, TypeVar
+
+from dtp.term import Term
 
 T = TypeVar("T")
 Cell: TypeAlias = object
 Row: TypeAlias = tuple[Cell, ...]
 
 
-class Verb(Enum):
+class Verb(Term):
     """What a query does to its branch; failpoints before_<verb> and after_<verb> surround it."""
 
     START = "start"

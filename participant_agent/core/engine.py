@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from enum import Enum
 
 from dtp import Xid
+from dtp.term import Term
 
 from .effects import Row, number, text
 
 
-class Engine(Enum):
+class Engine(Term):
     """The server's make."""
 
     MYSQL = "mysql"

@@ -7,14 +7,14 @@ the verb's default, which is always the one that promises least: an unknown erro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 from dtp import Reason
+from dtp.term import Term
 
 from .effects import Lost, Result, ServerError, TooLarge, Verb
 
 
-class Meaning(Enum):
+class Meaning(Term):
     """What an error says about the branch."""
 
     DUPLICATE_XID = "the XID is in use"

@@ -9,9 +9,9 @@ outcome.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
 
 from dtp import Reason, Xid
+from dtp.term import Term
 
 from .effects import Lost, Ok, Procedure, Query, Result, ServerError, TooLarge, Verb
 from .engine import Engine
@@ -22,7 +22,7 @@ from .sessions import Session, end_session, has_lock, lock_query
 _ENDED = Lost("the session was ended")
 
 
-class State(Enum):
+class State(Term):
     """How a branch ended, if it did (participant_agent.v1.FinishedState)."""
 
     COMMITTED = "COMMITTED"
@@ -33,7 +33,7 @@ class State(Enum):
     HEURISTIC_HAZARD = "HEURISTIC_HAZARD"
 
 
-class SessionUse(Enum):
+class SessionUse(Term):
     """What may be done with the session afterwards."""
 
     FREE = "in no XA state, may be used again"

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import TypeAlias
 
 from dtp import BranchEvent, BranchState, Reason, Vote, next_branch_state
+from dtp.term import Term
 
 from .errors import Failure
 from .finish import Finished, SessionUse, State
@@ -75,7 +75,7 @@ class Rollback:
 Command: TypeAlias = Execute | Run | Prepare | Commit | Rollback
 
 
-class EndedAs(Enum):
+class EndedAs(Term):
     """How a remembered branch ended."""
 
     COMMITTED = "committed"

@@ -11,9 +11,9 @@ Without witness rows nothing proves the end of a branch that wrote.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 from dtp import Xid
+from dtp.term import Term
 
 from .effects import Ok, OnControl, Procedure, Query, Sleep, number
 from .engine import Engine
@@ -21,7 +21,7 @@ from .engine import Engine
 _LOOK_AGAIN_SECONDS = 0.05
 
 
-class Proof(Enum):
+class Proof(Term):
     """What is known about a branch that no session works on."""
 
     PREPARED = "XA RECOVER lists it"

@@ -24,7 +24,8 @@ take the control connection of its successor, which has the same id, for its own
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+
+from dtp.term import Term
 
 from .effects import Lost, Ok, OnControl, Procedure, Query, Result, Sleep, number
 
@@ -82,7 +83,7 @@ def end_session(session: Session) -> Procedure[bool]:
     return False
 
 
-class TakeOver(Enum):
+class TakeOver(Term):
     """What came of taking a participant over."""
 
     DONE = "done"

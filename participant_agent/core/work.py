@@ -19,9 +19,9 @@ Unequal may be a temporary table of a GROUP BY: then it counts as written.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
 
 from dtp import Reason, Vote, format_bqual
+from dtp.term import Term
 
 from .effects import Lost, Ok, Procedure, Query, Result, ServerError, TooLarge, Verb, number
 from .errors import Failure, Meaning, failure, meaning, statement_failure
@@ -83,7 +83,7 @@ class Work:
     called: bool = False
 
 
-class Fate(Enum):
+class Fate(Term):
     """Where statements left the branch."""
 
     INTACT = "active"
