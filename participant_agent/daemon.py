@@ -120,7 +120,7 @@ async def _serve(config: Config) -> int:
     for check in checks:
         if check.severity.value != "ok":
             log.warning("preflight", check=check.name, found=check.found, fix=check.fix)
-    server, health = _server(agent)
+    server, health, service = _server(agent)
     try:
         port = server.add_insecure_port(config.agent.listen)
     except RuntimeError:
@@ -140,16 +140,17 @@ async def _serve(config: Config) -> int:
     for name in ("", _SERVICE):
         await health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
     await agent.stop()
+    service.streams.end()
     await server.stop(1.0)
     return 0
 
 
-def _server(agent: Any) -> tuple[Any, Any]:
+def _server(agent: Any) -> tuple[Any, Any, Any]:
     import grpc.aio
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
     from grpc_reflection.v1alpha import reflection
 
-    from participant_agent.service import Service
+    from participant_agent.service import MAX_ANSWER_BYTES, Service
     from participant_agent.v1 import participant_agent_pb2_grpc as rpc
     from shell.status import ErrorInterceptor
 
@@ -157,7 +158,7 @@ def _server(agent: Any) -> tuple[Any, Any]:
         interceptors=[ErrorInterceptor()],
         options=[
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES + (1 << 20)),
+            ("grpc.max_send_message_length", MAX_ANSWER_BYTES),
             ("grpc.so_reuseport", 0),
             # Coordinators ping an idle stream every 5 s; by default gRPC takes that for abuse and hangs up.
             ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
@@ -169,12 +170,13 @@ def _server(agent: Any) -> tuple[Any, Any]:
             ("grpc.http2.ping_timeout_ms", 10_000),
         ],
     )
-    rpc.add_ParticipantAgentServicer_to_server(Service(agent), server)
+    service = Service(agent)
+    rpc.add_ParticipantAgentServicer_to_server(service, server)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     names = (_SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
-    return server, servicer
+    return server, servicer, service
 
 
 async def _watch(agent: Any, health: Any) -> None:
