@@ -3,13 +3,22 @@
 A stream's message holds many calls or answers, each of them serialised already where it was made. Building
 the outer message from message objects would copy, parse and serialise all of them once more.
 
-    key of field n of wire type w: varint(n << 3 | w)      varint: 7 bits a byte, the lowest first
-    a nested message or bytes:     key with w = 2, varint(length), the bytes
+    a field's key:                 varint(number << 3 | wire type); one byte for the numbers 1 to 15
+    an id, fixed64:                key with wire type 1, 8 bytes, the lowest first
+    a message, bytes, packed ids:  key with wire type 2, varint(length), the content
+    varint:                        7 bits a byte, the lowest first; the 8th says that more follow
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import struct
+from collections.abc import Sequence
+
+_KEY_OF_ENTRY = 1 << 3 | 2
+_KEY_OF_ID = 1 << 3 | 1
+_SHORT = struct.Struct("<BBBQBB")  # key, length; key, id; key, length
+_ID_AND_KEY = struct.Struct("<BQB")
+_HEAD_BYTES = 11  # of an entry with a short payload, behind its own key and length
 
 
 def entry(number: int, identifier: int, payload: bytes) -> bytes:
@@ -17,31 +26,32 @@ def entry(number: int, identifier: int, payload: bytes) -> bytes:
 
     Args:
         number: 1 to 15.
-        identifier: 1 to 2^64 - 1.
+        identifier: 0 to 2^64 - 1.
         payload: the content, serialised.
     """
-    head = b"\x08" + varint(identifier) + bytes((number << 3 | 2,)) + varint(len(payload))
-    return b"\x0a" + varint(len(head) + len(payload)) + head + payload
+    size, key = len(payload), number << 3 | 2
+    if size + _HEAD_BYTES < 0x80:
+        return _SHORT.pack(_KEY_OF_ENTRY, size + _HEAD_BYTES, _KEY_OF_ID, identifier, key, size) + payload
+    length = _varint(size)
+    whole = _varint(size + len(length) + _ID_AND_KEY.size)
+    head = _ID_AND_KEY.pack(_KEY_OF_ID, identifier, key)
+    return b"".join((b"\x0a", whole, head, length, payload))
 
 
-def packed(number: int, values: Iterable[int]) -> bytes:
-    """Field `number` (1 to 15) with the unsigned `values`; nothing where there are none."""
-    data = b"".join(map(varint, values))
-    return bytes((number << 3 | 2,)) + varint(len(data)) + data if data else b""
+def packed(number: int, identifiers: Sequence[int]) -> bytes:
+    """Field `number` (1 to 15) with ids; nothing where there are none."""
+    if not identifiers:
+        return b""
+    data = struct.pack(f"<{len(identifiers)}Q", *identifiers)
+    return bytes((number << 3 | 2,)) + _varint(len(data)) + data
 
 
-def varint(value: int) -> bytes:
-    """An unsigned integer."""
-    if value < 0x80:
-        return _SHORT[value]
+def _varint(value: int) -> bytes:
     if value < 0x4000:
-        return bytes((value & 0x7F | 0x80, value >> 7))
+        return bytes((value,)) if value < 0x80 else bytes((value & 0x7F | 0x80, value >> 7))
     found = bytearray()
     while value >= 0x80:
         found.append(value & 0x7F | 0x80)
         value >>= 7
     found.append(value)
     return bytes(found)
-
-
-_SHORT = tuple(bytes((value,)) for value in range(0x80))

@@ -1,9 +1,9 @@
-"""Line: the way to one address: unary calls, and a stream as soon as several threads call at once.
+"""Line: the way to one address: a stream that all threads share, and unary calls where there is none.
 
-A unary call is the quickest for a thread that is alone, and costs the most; a stream's message carries the
-calls of many threads. So a call goes over the stream where others are under way, and otherwise by itself.
-Nothing depends on the stream: while it is not open (yet, or any more, or the server knows none) calls are
-unary, and what it certainly did not carry out is called again so.
+A call costs both sides less on a stream, and the less the more threads call at once. It is opened in the
+background when a few calls have been made, so that a process that makes few does without. Nothing depends
+on it: while it is not open (yet, or any more, or the server knows none) calls are unary, and what it
+certainly did not carry out is called again so.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from participant_agent.v1 import participant_agent_pb2, participant_agent_pb2_gr
 from xacoord.faults import Fault, decode_fault, decode_status
 from xacoord.stream import LARGEST_REQUEST_BYTES, End, NotSent, Stream
 
-# With so many others under way a call goes over the stream.
-BUSY = 2
+# So many calls, and a stream is opened; counted anew when it has ended.
+CALLS_BEFORE_A_STREAM = 8
 # For so long no stream is opened after one has ended so. gRPC itself tries to connect about once a second.
 _PAUSE_SECONDS: dict[End, float] = {"in order": 0.0, "broken": 1.0, "never opened": 1.0, "not served": 60.0}
 
@@ -49,16 +49,14 @@ class Line:
             f"/{service}/Session", response_deserializer=module.SessionResponse.FromString
         )
         self._lock = threading.Lock()
-        self._under_way = 0
+        self._calls = 0
         self._stream: Stream | None = None
         self._no_stream_before = 0.0
 
     def call(self, method: str, request: Any, timeout_seconds: float) -> Any:
         """The response to a call, or the Fault that there is instead."""
         until = time.monotonic() + timeout_seconds
-        with self._lock:
-            stream = self._get_stream() if self._under_way >= BUSY else None
-            self._under_way += 1
+        stream = self._stream or self._open_stream()
         try:
             if stream is not None and stream.usable:
                 name, payload = method.lower(), request.SerializeToString()
@@ -71,23 +69,24 @@ class Line:
             return getattr(self._stub, method)(request, timeout=timeout_seconds)
         except grpc.RpcError as error:
             return decode_fault(error)
-        finally:
-            with self._lock:
-                self._under_way -= 1
 
     def close(self) -> None:
         """Calls under way fail. Repeating it is harmless."""
         self._channel.close()
 
-    def _get_stream(self) -> Stream | None:
-        """The stream, opened anew where it is time to."""
-        if self._stream is None and time.monotonic() >= self._no_stream_before:
-            self._stream = Stream(self._session, self._ended)
-        return self._stream
+    def _open_stream(self) -> Stream | None:
+        """Begin to open a stream where it is time to."""
+        with self._lock:
+            self._calls += 1
+            due = self._calls > CALLS_BEFORE_A_STREAM and time.monotonic() >= self._no_stream_before
+            if self._stream is None and due:
+                self._stream = Stream(self._session, self._ended)
+            return self._stream
 
     def _ended(self, end: End) -> None:
         with self._lock:
             self._stream = None
+            self._calls = 0 if end == "in order" else CALLS_BEFORE_A_STREAM
             self._no_stream_before = time.monotonic() + _PAUSE_SECONDS[end]
 
 

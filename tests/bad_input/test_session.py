@@ -180,7 +180,11 @@ def test_a_call_that_is_unknown(system: System, name: str) -> None:
         raw = streams.channels[-1].stream_stream(f"/{path}/Session", same, same)()
         known = agent_pb.ExecuteRequest() if name else pb.GetRequest(gtrid="x")
         field = module.Call.DESCRIPTOR.fields_by_name["execute" if name else "get"].number
-        calls = [entry(14, 1, b"new"), b"\x0a\x02\x08\x02", entry(field, 3, known.SerializeToString())]
+        calls = [
+            entry(14, 1, b"new"),
+            b"\x0a\x09\x09" + bytes([2, 0, 0, 0, 0, 0, 0, 0]),
+            entry(field, 3, known.SerializeToString()),
+        ]
         await raw.write(b"".join(calls))
         answers = {}
         while len(answers) < 3:
@@ -215,7 +219,7 @@ BROKEN = {
     "an open group": b"\x7b",
     "a request that is none": entry(6, 1, b"\x0a\x14k1"),
     "a gtrid that is not UTF-8": entry(6, 1, b"\x0a\x02\xff\xfe"),
-    "an id that is none": b"\x0a\x0c\x08" + b"\xff" * 11,
+    "an id that is none": b"\x0a\x05\x09" + b"\xff" * 4,
     "noise": random.Random(6).randbytes(3000),
 }
 

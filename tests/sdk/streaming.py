@@ -106,12 +106,11 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     def patient(self: Line, method: str, request: Any, timeout_seconds: float) -> Any:
         until = time.monotonic() + timeout_seconds
         while time.monotonic() < until:
-            with self._lock:
-                stream = self._get_stream()
+            stream = self._stream or self._open_stream()
             if stream is None or stream.usable:
                 break
             time.sleep(0.002)
         return call(self, method, request, timeout_seconds)
 
-    monkeypatch.setattr(line, "BUSY", 0)
+    monkeypatch.setattr(line, "CALLS_BEFORE_A_STREAM", 0)
     monkeypatch.setattr(Line, "call", patient)

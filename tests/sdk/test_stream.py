@@ -20,10 +20,9 @@ from coordinator.v1 import coordinator_pb2 as pb
 from coordinator.v1 import coordinator_pb2_grpc as pb_grpc
 from dtp import Reason
 from tests.sdk import streaming
-from tests.sdk.fakes import World, hang, lost_before, refuse
+from tests.sdk.fakes import World, hang, refuse
 from xacoord import Branch, InDoubt, Statement, TransactionManager, Unavailable, line
 from xacoord.faults import Fault
-from xacoord.line import Line
 from xacoord.stream import LARGEST_REQUEST_BYTES, MESSAGE_BYTES, NotSent, Stream
 
 FIELD = pb.Call.DESCRIPTOR.fields_by_name["run"].number
@@ -303,17 +302,18 @@ def test_many_threads_hear_their_own_answers(world: World) -> None:
     assert world.agents["stock"].streamed
 
 
-def test_a_thread_that_is_alone_needs_no_stream(world: World) -> None:
+def test_few_calls_need_no_stream(world: World) -> None:
     with TransactionManager.connect(world.address) as tm:
-        for _ in range(20):
+        for _ in range(line.CALLS_BEFORE_A_STREAM):
             run(tm)
         assert threads() == []
-    assert world.coordinator.streamed == []
+        until(lambda: run(tm).gtrid != "" and bool(world.coordinator.streamed))
+    assert world.agents["orders"].streamed == []
 
 
 def test_without_sessions_calls_are_unary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(streaming.Session, "Session")
-    monkeypatch.setattr(line, "BUSY", 0)
+    monkeypatch.setattr(line, "CALLS_BEFORE_A_STREAM", 0)
     other = World()
     try:
         with TransactionManager.connect(other.address) as tm:
@@ -445,7 +445,7 @@ def test_close_ends_threads_and_calls(world: World, monkeypatch: pytest.MonkeyPa
 
 
 def test_lost_connections_do_not_pile_up_threads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line, "BUSY", 0)
+    monkeypatch.setattr(line, "CALLS_BEFORE_A_STREAM", 0)
     with TransactionManager.connect(world.address, grace=0.2) as tm:
         world.coordinator_server.stop(None)
         for _ in range(50):
@@ -470,13 +470,12 @@ _CLIENT = """
 import os, signal, sys, threading, time
 sys.path.insert(0, {root!r})
 from xacoord import Branch, Statement, TransactionManager, line
-line.BUSY = 0
+line.CALLS_BEFORE_A_STREAM = 0
 tm = TransactionManager.connect(sys.argv[1], grace=1.0)
 def run():
     tm.run([Branch("orders", [Statement("SELECT 1")])], timeout=2)
-run()
-while not tm._session.driver._lines[""]._stream.usable:
-    time.sleep(0.01)
+while not tm._session.driver._lines or not getattr(tm._session.driver._lines[""]._stream, "usable", False):
+    run()
 run()
 {then}
 print("the end", flush=True)
@@ -535,15 +534,3 @@ def test_a_process_ends_whatever_becomes_of_its_stream(server: subprocess.Popen[
     )
     assert (done.returncode, done.stdout) == (0, "the end\n"), done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_calls_of_a_line_are_counted_down_again(world: World) -> None:
-    """Also those that fail; else a lone thread would use the stream for ever."""
-    world.coordinator.on("Get", lost_before())
-    channel = grpc.insecure_channel(world.address)
-    made = Line(channel, to_agent=False)
-    assert made.call("Get", pb.GetRequest(gtrid="k1"), 1.0).status == "UNAVAILABLE"
-    with pytest.raises(AttributeError):
-        made.call("Nothing", pb.GetRequest(), 1.0)
-    assert made._under_way == 0
-    made.close()
