@@ -94,6 +94,7 @@ class _Stream:
         self._methods = methods
         self._status_field = status_field
         self._max_answer_bytes = max_answer_bytes
+        self._loop = asyncio.get_running_loop()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._reading: asyncio.Task[None] | None = None
         self._last_id = 0
@@ -104,7 +105,7 @@ class _Stream:
         self._failure: XacoordError | None = None
 
     def start(self, requests: AsyncIterator[Any]) -> None:
-        self._reading = asyncio.get_running_loop().create_task(self._read(requests))
+        self._reading = self._loop.create_task(self._read(requests))
 
     def finish(self) -> None:
         """Take no more calls; end when all that were taken are answered."""
@@ -197,7 +198,7 @@ class _Stream:
             self._refuse(identifier, XacoordError(Reason.OVERLOADED, message))
         else:
             work = self._carry_out(identifier, name, known[0], known[1], getattr(call, name))
-            self._tasks[identifier] = asyncio.get_running_loop().create_task(work)
+            self._tasks[identifier] = self._loop.create_task(work)
 
     async def _carry_out(self, identifier: int, name: str, method: Method, field: int, request: Any) -> None:
         failure = None
