@@ -20,6 +20,8 @@ from xacoord import line
 from xacoord.faults import STATUS_KEY
 from xacoord.line import Line
 
+_PATIENCE_SECONDS = 0.3  # where nobody answers
+
 
 class Aborted(Exception):
     """The end of a call with an error, as `context.abort` makes it."""
@@ -104,7 +106,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     call = Line.call
 
     def patient(self: Line, method: str, request: Any, timeout_seconds: float) -> Any:
-        until = time.monotonic() + timeout_seconds
+        until = time.monotonic() + min(timeout_seconds, _PATIENCE_SECONDS)
         while time.monotonic() < until:
             stream = self._stream or self._open_stream()
             if stream is None or stream.usable:

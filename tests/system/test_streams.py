@@ -8,18 +8,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from deploy.engines import Engine
 from deploy.private_cluster import Process
 from tests.system.conftest import INSERT, NAMES, System
 from xacoord import Branch, InDoubt, RolledBack, Statement, TransactionManager, Unavailable
 
 THREADS = 16
 
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    """One: the server's make plays no part."""
-    return "mariadb"
+pytestmark = pytest.mark.engines("mariadb")
 
 
 class Load:
