@@ -11,14 +11,10 @@ the outer message from message objects would copy, parse and serialise all of th
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-_KEY_OF_ENTRY = 1 << 3 | 2
-_KEY_OF_ID = 1 << 3 | 1
-_SHORT = struct.Struct("<BBBQBB")  # key, length; key, id; key, length
-_ID_AND_KEY = struct.Struct("<BQB")
-_HEAD_BYTES = 11  # of an entry with a short payload, behind its own key and length
+_KEY_OF_ENTRY = bytes((1 << 3 | 2,))
+_KEY_OF_ID = bytes((1 << 3 | 1,))
 
 
 def entry(number: int, identifier: int, payload: bytes) -> bytes:
@@ -29,21 +25,15 @@ def entry(number: int, identifier: int, payload: bytes) -> bytes:
         identifier: 0 to 2^64 - 1.
         payload: the content, serialised.
     """
-    size, key = len(payload), number << 3 | 2
-    if size + _HEAD_BYTES < 0x80:
-        return _SHORT.pack(_KEY_OF_ENTRY, size + _HEAD_BYTES, _KEY_OF_ID, identifier, key, size) + payload
-    length = _varint(size)
-    whole = _varint(size + len(length) + _ID_AND_KEY.size)
-    head = _ID_AND_KEY.pack(_KEY_OF_ID, identifier, key)
-    return b"".join((b"\x0a", whole, head, length, payload))
+    key = bytes((number << 3 | 2,))
+    head = _KEY_OF_ID + identifier.to_bytes(8, "little") + key + _varint(len(payload))
+    return b"".join((_KEY_OF_ENTRY, _varint(len(head) + len(payload)), head, payload))
 
 
-def packed(number: int, identifiers: Sequence[int]) -> bytes:
+def packed(number: int, identifiers: Iterable[int]) -> bytes:
     """Field `number` (1 to 15) with ids; nothing where there are none."""
-    if not identifiers:
-        return b""
-    data = struct.pack(f"<{len(identifiers)}Q", *identifiers)
-    return bytes((number << 3 | 2,)) + _varint(len(data)) + data
+    data = b"".join([identifier.to_bytes(8, "little") for identifier in identifiers])
+    return bytes((number << 3 | 2,)) + _varint(len(data)) + data if data else b""
 
 
 def _varint(value: int) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
@@ -20,7 +20,21 @@ from xacoord import line
 from xacoord.faults import STATUS_KEY
 from xacoord.line import Line
 
-_PATIENCE_SECONDS = 0.3  # where nobody answers
+PATIENCE_SECONDS = 10.0
+_OPENING_SECONDS = 0.3  # where nobody answers
+
+
+def until(fact: Callable[[], bool]) -> None:
+    """Wait for a fact; fails where it does not come."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not fact():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.005)
+
+
+def readers() -> int:
+    """How many streams this process has."""
+    return sum(thread.name == "xacoord-stream" for thread in threading.enumerate())
 
 
 class Aborted(Exception):
@@ -106,7 +120,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     call = Line.call
 
     def patient(self: Line, method: str, request: Any, timeout_seconds: float) -> Any:
-        until = time.monotonic() + min(timeout_seconds, _PATIENCE_SECONDS)
+        until = time.monotonic() + min(timeout_seconds, _OPENING_SECONDS)
         while time.monotonic() < until:
             stream = self._stream or self._open_stream()
             if stream is None or stream.usable:
