@@ -128,6 +128,8 @@ class AgentLink:
                 error = await self._broken
             except TimeoutError:
                 error = f"no agent answers at {self.address}"
+            except LinkDown as reason:
+                error = str(reason)
             except Exception as unexpected:
                 self._log.exception("agent link failed")
                 error = f"{type(unexpected).__name__}: {unexpected}"
@@ -287,12 +289,12 @@ class AgentLink:
             if vote is None:
                 self._break(link, "the agent sent a vote without a value")
                 return
-            failure = _failure(voted.failure) if vote is Vote.ROLLBACK else None
+            failure = failure_of(voted.failure) if vote is Vote.ROLLBACK else None
             self._submit(inputs.BranchVoted(name, link, gtrid, vote, failure, voted.results, voted.in_doubt))
         elif kind == "finished":
             finished = report.finished
             outcome = _OUTCOMES.get(finished.state)
-            failure = _failure(finished.failure) if finished.HasField("failure") else None
+            failure = failure_of(finished.failure) if finished.HasField("failure") else None
             self._submit(inputs.BranchFinished(name, link, gtrid, outcome, failure, finished.results))
         elif kind == "enlist":
             self._submit(inputs.BranchEnlisted(name, link, gtrid))
@@ -333,7 +335,8 @@ def reason_of(error: grpc.aio.AioRpcError) -> Reason | None:
     return None
 
 
-def _failure(failure: pb.Failure) -> inputs.Failure:
+def failure_of(failure: pb.Failure) -> inputs.Failure:
+    """A failure as the core's."""
     try:
         reason = Reason(failure.reason)
     except ValueError:
@@ -354,12 +357,7 @@ def _command(effect: effects.Send) -> pb.Command:
         case effects.Rollback():
             return pb.Command(gtrid=effect.gtrid, rollback=pb.Rollback())
         case effects.Enlisted():
-            enlisted = pb.Enlisted(
-                accepted=command.accepted,
-                reason=command.reason.value if command.reason else "",
-                remaining_milliseconds=int(command.remaining_seconds * 1000),
-            )
-            return pb.Command(gtrid=effect.gtrid, enlisted=enlisted)
+            return pb.Command(gtrid=effect.gtrid, enlisted=enlisted_message(command))
         case effects.Run():
             run = pb.Run(
                 statements=command.branch.payload,
@@ -369,3 +367,12 @@ def _command(effect: effects.Send) -> pb.Command:
                 one_phase=command.one_phase,
             )
             return pb.Command(gtrid=effect.gtrid, run=run)
+
+
+def enlisted_message(command: effects.Enlisted) -> pb.Enlisted:
+    """The answer to a branch that was enlisted."""
+    return pb.Enlisted(
+        accepted=command.accepted,
+        reason=command.reason.value if command.reason else "",
+        remaining_milliseconds=int(command.remaining_seconds * 1000),
+    )

@@ -94,9 +94,15 @@ class LogSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class ParticipantSection(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """[participants.NAME]: `agent` is the "host:port" of the participant's agent."""
+    """[participants.NAME]: where the participant's agent is; one of both.
 
-    agent: str
+    Attributes:
+        agent: its "host:port".
+        agent_config: the agent's own file, relative to this one: the agent runs in the coordinator's process.
+    """
+
+    agent: str = ""
+    agent_config: str = ""
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -113,7 +119,10 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         for name, participant in self.participants.items():
             if not _NAME.fullmatch(name):
                 raise ValueError(f"participants.{name}: a name is 1 to 40 characters of [a-z0-9_-]")
-            check_address(participant.agent, f"participants.{name}.agent", least_port=1)
+            if bool(participant.agent) is bool(participant.agent_config):
+                raise ValueError(f"participants.{name}: give agent or agent_config, one of them")
+            if participant.agent:
+                check_address(participant.agent, f"participants.{name}.agent", least_port=1)
         check_address(self.coordinator.listen, "coordinator.listen")
         if self.coordinator.http_listen:
             check_address(self.coordinator.http_listen, "coordinator.http_listen")
@@ -140,7 +149,14 @@ def load_config(path: Path | None, environ: Mapping[str, str] = os.environ) -> C
     Raises:
         ConfigError: it names the file, the key and what is wrong.
     """
-    return load(Config, path, "XACOORD", environ)
+    config = load(Config, path, "XACOORD", environ)
+    if path is None:
+        return config
+    for name, participant in config.participants.items():
+        if participant.agent_config:
+            file = str(path.parent / participant.agent_config)
+            config.participants[name] = ParticipantSection(agent_config=file)
+    return config
 
 
 __all__ = ["Config", "ConfigError", "load_config"]

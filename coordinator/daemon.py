@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 import grpc
 import grpc.aio
+import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
@@ -204,7 +205,8 @@ def main(path: Path) -> None:
     configuration or the log cannot be used.
     """
     try:
-        code = asyncio.run(serve(load_config(path)))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(serve(load_config(path)))
     except ConfigError as error:
         raise _exit(EXIT_CONFIG, str(error)) from error
     except LogLocked as error:

@@ -15,12 +15,13 @@ from google.protobuf.json_format import MessageToDict
 
 from coordinator import convert
 from coordinator.admin import recover as recover_running
-from coordinator.agents import AgentLink, Identity, LinkDown, xids
+from coordinator.agents import AgentLink, Identity, LinkDown, dial, xids
 from coordinator.codec import Kind
 from coordinator.config import Config, load_config
 from coordinator.core.coordinator import Coordinator
 from coordinator.core.settings import Settings
 from coordinator.driver import make_clock
+from coordinator.embedded import Embedded
 from coordinator.journal import replay_entries
 from coordinator.runtime import Runtime
 from coordinator.v1 import admin_pb2, record_pb2
@@ -77,9 +78,29 @@ async def _plan(config: Config, names: list[str]) -> admin_pb2.RecoverResponse:
     core = _hypothetical(recovered, list(config.participants))
     identity = Identity(config.coordinator.id, 0, recovered.identity, {})
     response = admin_pb2.RecoverResponse()
+    async with Embedded.of(config, names) as embedded:
+        await _scan_all(config, names, core, identity, embedded, response)
+    return response
+
+
+async def _scan_all(
+    config: Config,
+    names: list[str],
+    core: Coordinator,
+    identity: Identity,
+    embedded: Embedded,
+    response: admin_pb2.RecoverResponse,
+) -> None:
     for name in names:
+        agent = embedded.agents.get(name)
         link = AgentLink(
-            name, config.participants[name].agent, identity, lambda event: None, make_clock(), lambda: ""
+            name,
+            agent.address if agent else config.participants[name].agent,
+            identity,
+            lambda event: None,
+            make_clock(),
+            lambda: "",
+            agent.connect if agent else dial,
         )
         task = asyncio.get_running_loop().create_task(link.run())
         try:
@@ -91,7 +112,6 @@ async def _plan(config: Config, names: list[str]) -> admin_pb2.RecoverResponse:
             response.scans.add(participant=name, scanned=False, error=str(error))
         finally:
             task.cancel()
-    return response
 
 
 async def _inspect(link: AgentLink) -> Any:

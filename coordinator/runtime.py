@@ -17,6 +17,7 @@ from coordinator.agents import AgentLink, Identity
 from coordinator.config import Config
 from coordinator.core import inputs
 from coordinator.driver import Driver, make_clock
+from coordinator.embedded import Embedded
 from coordinator.failpoint_driver import FailpointDriver
 from coordinator.journal import LogJournal, open_log, start_epoch
 from coordinator.metrics import Metrics
@@ -38,24 +39,35 @@ def log_options(config: Config) -> Options:
 class Runtime:
     """A coordinator that works. Make it with `start`."""
 
-    def __init__(self, driver: Driver, metrics: Metrics, journal: LogJournal) -> None:
+    def __init__(
+        self, driver: Driver, metrics: Metrics, journal: LogJournal, embedded: Embedded | None = None
+    ) -> None:
         self.driver = driver
         self.metrics = metrics
         self.journal = journal
+        self._embedded = embedded
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
-    async def start(cls, config: Config, check: Callable[[], None] = lambda: None) -> Runtime:
+    async def start(
+        cls,
+        config: Config,
+        check: Callable[[], None] = lambda: None,
+        embedded: Embedded | None = None,
+    ) -> Runtime:
         """Open the log, begin an epoch and connect to the agents.
 
         Args:
             config: the coordinator's.
             check: called when the log's lock is held and before anything is changed; may raise.
+            embedded: agents in this process that run already; None: the configuration's, which end with it.
 
         Raises:
             wal.LogError, JournalError, LogContradiction, UnknownRecord, OSError: the log cannot be used.
+            shell.config.ConfigError: the file of an agent in this process cannot be used.
         """
         loop = asyncio.get_running_loop()
+        agents = embedded or Embedded.of(config)
         metrics = Metrics(config.participants)
         clock = make_clock()
         late: list[Callable[[int], None]] = []
@@ -89,12 +101,10 @@ class Runtime:
             opened.log.close()
             raise
         journal.on_durable = lambda number: driver.submit(inputs.RecordsDurable(number))
-        identity = Identity(core.settings.coordinator_id, core.epoch, journal.identity, core.nonces)
-        for name, participant in config.participants.items():
-            driver.links[name] = AgentLink(
-                name, participant.agent, identity, driver.submit, clock, lambda: core.purge_mark
-            )
-        runtime = cls(driver, metrics, journal)
+        _add_links(driver, journal.identity, config, agents)
+        runtime = cls(driver, metrics, journal, agents if embedded is None else None)
+        if embedded is None:
+            agents.start()
         runtime._tasks = [loop.create_task(link.run()) for link in driver.links.values()]
         driver.start()
         return runtime
@@ -123,7 +133,7 @@ class Runtime:
             await asyncio.sleep(0.02)
 
     async def close(self) -> None:
-        """End the links and close the log."""
+        """End the links and the agents of this process, and close the log."""
         for link in self.driver.links.values():
             await link.close()
         for task in self._tasks:
@@ -131,4 +141,15 @@ class Runtime:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        if self._embedded is not None:
+            await self._embedded.stop()
         await asyncio.get_running_loop().run_in_executor(None, self.journal.close)
+
+
+def _add_links(driver: Driver, log_identity: bytes, config: Config, embedded: Embedded) -> None:
+    core = driver.core
+    identity = Identity(core.settings.coordinator_id, core.epoch, log_identity, core.nonces)
+    for name, participant in config.participants.items():
+        agent = embedded.agents.get(name)
+        what = identity, driver.submit, driver.clock, lambda: core.purge_mark
+        driver.links[name] = agent.link(*what) if agent else AgentLink(name, participant.agent, *what)

@@ -32,6 +32,7 @@ from coordinator.derive import (
     make_plan,
 )
 from coordinator.driver import make_clock
+from coordinator.embedded import Embedded
 from coordinator.journal import Opened, open_log, start_epoch
 from coordinator.recall import Agents, TakeoverRefused, Unanswered
 from coordinator.runtime import Runtime, log_options
@@ -70,8 +71,9 @@ async def _derive(
     config: Config, presumption: Presumption, confirm: Callable[[Plan], None] | None, overthrow: bool
 ) -> Plan:
     directory = Path(config.coordinator.data_dir)
-    addresses = {name: participant.agent for name, participant in config.participants.items()}
-    async with Agents(config.coordinator.id, addresses) as agents:
+    embedded = Embedded.of(config)
+    addresses = {name: embedded.address(name, p.agent) for name, p in config.participants.items()}
+    async with embedded, Agents(config.coordinator.id, addresses) as agents:
         if confirm is None:
             recovered = None
             with contextlib.suppress(LogMissing):
@@ -93,7 +95,7 @@ async def _derive(
         if failures:
             raise DeriveRefused("LOG_FAILED", f"the log could not be written ({failures[0]}); run it again")
         await takeover.hit("after_derive_done")
-        await _recover(config, plan)
+        await _recover(config, plan, embedded)
         await _see_what_became(agents, plan)
     return plan
 
@@ -237,10 +239,10 @@ def presumed_commits(plan: Plan, now: float) -> Iterable[CommitRecord]:
             )
 
 
-async def _recover(config: Config, plan: Plan) -> None:
+async def _recover(config: Config, plan: Plan, embedded: Embedded) -> None:
     """The ordinary start, until everything that can be finished is finished."""
     try:
-        runtime = await Runtime.start(config)
+        runtime = await Runtime.start(config, embedded=embedded)
     except LogLocked:
         return  # a coordinator was started meanwhile: it does the same
     try:

@@ -1,6 +1,6 @@
 """The demonstration itself: commit, rollback, a killed coordinator, recovery. `deploy/demo.py` runs it.
 
-1. Two servers (orders, payments), an agent beside each, one coordinator.
+1. Two servers (orders, payments), one coordinator with an agent for each in its own process.
 2. Success: an order and its payment. 3. Rollback: balance 50, price 500 -> nothing anywhere.
 4. 200 concurrent purchases; the coordinator is killed with SIGKILL after a decision is on disk and
    before anyone has heard it. Rows stay locked; the log says what is in doubt.
@@ -218,8 +218,8 @@ def _leave_prepared(server: PrivateServer, xid: str, statement: str) -> None:
 
 def run(engine: Engine, directory: Path, keep: bool) -> int:
     """The whole demonstration; the exit code."""
-    say(f"starting two {engine} servers, two agents and a coordinator")
-    cluster = Cluster.create(engine, directory, ("orders", "payments"))
+    say(f"starting two {engine} servers, and a coordinator with their agents")
+    cluster = Cluster.create(engine, directory, ("orders", "payments"), embedded=True)
     demo = Demo(cluster)
     try:
         books.create(demo.orders, demo.payments)

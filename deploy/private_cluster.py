@@ -108,7 +108,8 @@ class Process:
 
 @dataclass
 class Site:
-    """One participant: its server, its agent and where they are."""
+    """One participant: its server, its agent (the coordinator's process where it is embedded) and where they
+    are."""
 
     name: str
     server: PrivateServer
@@ -141,6 +142,7 @@ class Cluster:
         agent_settings: str = "",
         servers: Mapping[str, PrivateServer] | None = None,
         via: Via = directly,
+        embedded: bool = False,
     ) -> Cluster:
         """Make the servers, databases, accounts and configurations; nothing but the servers runs yet.
 
@@ -149,6 +151,7 @@ class Cluster:
             settings: more TOML for the coordinator's file; `agent_settings` for the agents'.
             servers: running servers to use instead of new ones.
             via: which way the parts reach each other.
+            embedded: the agents live in the coordinator's process.
         """
         directory.mkdir(parents=True, exist_ok=True)
         environ = {"PYTHONUNBUFFERED": "1"}
@@ -162,12 +165,19 @@ class Cluster:
             if not server.running:
                 server.start(wait=False)
             cluster.sites[name] = cluster._site(name, server, agent_settings, environ, via)
+            if embedded:
+                cluster.sites[name].agent = coordinator
         for name, site in cluster.sites.items():
             site.server.wait_until_ready()
             site.server.sql(f"CREATE DATABASE IF NOT EXISTS `{name}`")
             site.server.create_agent_account(AGENT_USER, AGENT_PASSWORD, [name])
         participants = "".join(
-            f'[participants.{name}]\nagent = "{via(f"coordinator-{name}", site.address)}"\n'
+            f"[participants.{name}]\n"
+            + (
+                f'agent_config = "{site.config.name}"\n'
+                if embedded
+                else f'agent = "{via(f"coordinator-{name}", site.address)}"\n'
+            )
             for name, site in cluster.sites.items()
         )
         config.write_text(
@@ -195,7 +205,8 @@ class Cluster:
     def start(self) -> None:
         """Start all agents and the coordinator, and wait until it is ready."""
         for site in self.sites.values():
-            site.agent.start()
+            if site.agent is not self.coordinator:
+                site.agent.start()
         self.start_coordinator()
 
     def start_coordinator(self, *, wait: bool = True, **environ: str) -> None:

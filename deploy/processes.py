@@ -20,18 +20,21 @@ _children: list[tuple[subprocess.Popen[bytes], Path]] = []
 
 
 def spawn(
-    command: Sequence[str], output: Path, environ: Mapping[str, str] | None = None
+    command: Sequence[str], output: Path, environ: Mapping[str, str] | None = None, *, talk: bool = False
 ) -> subprocess.Popen[bytes]:
-    """Starts a child that the kernel kills when this process dies; its output goes to a file."""
+    """Starts a child that the kernel kills when this process dies; its output goes to a file.
+
+    With `talk` its standard input and output are pipes to us, and only its standard error goes to the file.
+    """
 
     def start() -> subprocess.Popen[bytes]:
         _children[:] = [item for item in _children if item[0].poll() is None]
         with output.open("ab") as file:
             child = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "--", *command],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
+                stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if talk else file,
+                stderr=file if talk else subprocess.STDOUT,
                 cwd="/",
                 env=environ,
                 start_new_session=True,  # Ctrl-C in a terminal is for this process to deal with

@@ -11,9 +11,9 @@ session, and 2 and 3 are done again. Prepared branches stay on the server; comma
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from dtp import BranchState, Gtrid, Reason, XacoordError
 from participant_agent import store
@@ -30,12 +30,14 @@ from participant_agent.core.recovery import Fenced, Scanned
 from participant_agent.core.registry import Execute, Perform, Refuse
 from participant_agent.core.work import Statement, Voted
 from participant_agent.fences import Fences, check_coordinator_id, check_identity
-from participant_agent.link import Link, report_message
+from participant_agent.link import Link
 from participant_agent.pool import Pool, with_raw_cells
 from participant_agent.purge import Purge
 from participant_agent.session import Connect, Session, Target
 from participant_agent.v1 import participant_agent_pb2 as pb
 from shell.failpoints import Failpoints
+
+LinkT = TypeVar("LinkT", bound=Link)
 
 FINISHERS = 16
 _GRACE_SECONDS = 2.0
@@ -274,9 +276,12 @@ class Agent:
         last = recovery.last_committed(table, request.coordinator_id, request.number)
         return ended, await self.control.drive(last)
 
-    def attach(self, hello: pb.Hello) -> Link:
-        """A coordinator's new stream; an older one ends. Raises XacoordError where the hello is not the
-        fence's."""
+    def attach(self, hello: pb.Hello, make: Callable[[str, int], LinkT]) -> LinkT:
+        """A coordinator's new stream, made from its id and epoch; an older one ends.
+
+        Raises:
+            XacoordError: the hello is not the fence's.
+        """
         self._require_serving()
         check_identity(hello.coordinator_id, hello.epoch, hello.log_identity)
         fence = self.fences.of(hello.coordinator_id, hello.epoch)
@@ -285,7 +290,7 @@ class Agent:
         older = self.links.pop(hello.coordinator_id, None)
         if older is not None:
             older.close(XacoordError(Reason.STALE_EPOCH, "a newer stream of this coordinator was attached"))
-        link = Link(hello.coordinator_id, hello.epoch)
+        link = make(hello.coordinator_id, hello.epoch)
         self.links[hello.coordinator_id] = link
         return link
 
@@ -303,7 +308,7 @@ class Agent:
     def _report(self, coordinator_id: str, gtrid: str, result: Voted | Finished) -> None:
         link = self.links.get(coordinator_id)
         if link is not None:
-            link.put(report_message(gtrid, result))
+            link.report(gtrid, result)
 
     # -- clients
     # ----------------------------------------------------------------------------------------------------

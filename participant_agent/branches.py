@@ -16,7 +16,7 @@ from typing import Any
 
 from dtp import BranchEvent, BranchState, Reason, Vote, XacoordError, Xid
 from participant_agent.control import Control
-from participant_agent.core import finish, work
+from participant_agent.core import batch, finish, work
 from participant_agent.core.errors import Failure
 from participant_agent.core.finish import Branch, Finished, SessionUse, State
 from participant_agent.core.registry import (
@@ -186,7 +186,7 @@ class Branches:
         late = asyncio.get_running_loop().call_later(run.remaining_seconds, self._too_late, entry)
         try:
             result = await self._control.drive(
-                work.run(entry.work, run.statements, run.participants, run.one_phase), session
+                batch.run(entry.work, run.statements, run.participants, run.one_phase), session
             )
         finally:
             late.cancel()
@@ -204,7 +204,7 @@ class Branches:
             worked = await self.give_up(entry, Worked(Fate.LOST, (), _LOST))
             return Voted(Vote.ROLLBACK, SessionUse.CLOSE, worked.failure)
         session.begin_call()
-        voted = await self._control.drive(work.prepare(entry.work, prepare.participants), session)
+        voted = await self._control.drive(batch.prepare(entry.work, prepare.participants), session)
         return self._settle_vote(entry, voted)
 
     def _settle_vote(self, entry: Entry, voted: Voted) -> Voted:
@@ -396,21 +396,17 @@ class Branches:
 
     async def statements(self, entry: Entry, execute: Execute) -> Worked:
         """Run a client's statements in its branch, starting it where it is new. Rolls back what failed."""
-        first = entry.work is None
-        if first:
+        if entry.work is None:
             session = await self.begin(entry, execute.read_only)
             assert entry.work is not None
-            started = await self._control.drive(work.start(entry.work, execute.statements), session)
             entry.move(_E.STARTED)
-            if started.failure is not None:
-                return await self.give_up(entry, started)
+            worked = await self._control.drive(batch.begin(entry.work, execute.statements), session)
         elif isinstance(entry.session, Session):
             session = entry.session
+            session.begin_call()
+            worked = await self._control.drive(work.execute(entry.work, execute.statements), session)
         else:
             return await self.give_up(entry, Worked(Fate.LOST, (), _LOST))
-        assert entry.work is not None
-        session.begin_call()
-        worked = await self._control.drive(work.execute(entry.work, execute.statements), session)
         if worked.failure is not None or entry.doom is not None:
             return await self.give_up(entry, worked)
         return worked

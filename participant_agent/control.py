@@ -16,10 +16,21 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from participant_agent.core import preflight, sessions
-from participant_agent.core.effects import Lost, Ok, OnControl, Procedure, Query, Result, Sleep, number
+from participant_agent.core.effects import (
+    Answers,
+    Batch,
+    Lost,
+    Ok,
+    OnControl,
+    Procedure,
+    Query,
+    Result,
+    Sleep,
+    number,
+)
 from participant_agent.core.preflight import Server
 from participant_agent.session import Connect, ConnectError, Session, Target
 from shell.failpoints import Failpoints
@@ -105,6 +116,9 @@ class Control:
             while True:
                 if isinstance(effect, Query):
                     effect = procedure.send(await self._on_session(session, effect))
+                elif isinstance(effect, Batch):
+                    answers = await self._batch_on_session(session, effect.queries)
+                    effect = procedure.send(cast("Result", answers))
                 elif isinstance(effect, OnControl):
                     effect = procedure.send(await self.query(effect.query))
                 else:
@@ -124,6 +138,23 @@ class Control:
         result = await session.query(query)
         await self._failpoints.hit(f"after_{query.verb.value}")
         return result
+
+    async def _batch_on_session(self, session: Session | None, queries: tuple[Query, ...]) -> Answers:
+        if session is not None and session.batches and not self._holds(queries):
+            return Answers(await session.batch(queries))
+        results: list[Result] = []
+        for query in queries:
+            results.append(await self._on_session(session, query))
+            if not isinstance(results[-1], Ok):
+                break
+        return Answers(tuple(results))
+
+    def _holds(self, queries: tuple[Query, ...]) -> bool:
+        """Whether a failpoint is set between the queries of a batch: then they go one by one."""
+        if self._failpoints is None:
+            return False
+        places = (f"{when}_{query.verb.value}" for query in queries for when in ("before", "after"))
+        return any(map(self._failpoints.wants, places))
 
     async def connect(self) -> None:
         """Connect and find out which server this is. Raises ConnectError."""

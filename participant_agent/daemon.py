@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -19,8 +18,6 @@ from participant_agent.config import ENVIRONMENT_PREFIX, UNIX, Config
 from shell import config as shell_config
 
 EXIT_UNAVAILABLE = 69
-_MAX_MESSAGE_BYTES = 4 << 20
-_SERVICE = "participant_agent.v1.ParticipantAgent"
 
 
 class _DefaultServe(click.Group):
@@ -91,107 +88,24 @@ def doctor(path: Path | None, output: str) -> None:
 
 
 async def _serve(config: Config) -> int:
-    from grpc_health.v1 import health_pb2
-
-    from dtp import XacoordError
-    from participant_agent.agent import Agent, PreflightError
-    from participant_agent.control import StartError
-    from participant_agent.session import ConnectError
+    from participant_agent.host import Host, NotStarted
     from shell import logs
-    from shell.failpoints import Failpoints
 
     log = logs.setup("participant-agent", config.agent.log_level).bind(participant=config.agent.participant)
-    agent = Agent(config, Failpoints.from_environment(), log)
+    host = Host(config, log)
     try:
-        checks = await agent.start()
-    except PreflightError as error:
-        log.error("refused by preflight", detail=str(error))
-        return shell_config.EXIT_CONFIG
-    except StartError as error:
-        log.error("cannot start", detail=str(error))
-        return EXIT_UNAVAILABLE
-    except XacoordError as error:
-        log.error("cannot use the server", reason=error.reason.value, detail=error.message)
-        return EXIT_UNAVAILABLE
-    except ConnectError as error:
-        where = config.mysql.unix_socket or f"{config.mysql.host}:{config.mysql.port}"
-        log.error("cannot use the server", address=where, errno=error.errno, detail=str(error))
-        return EXIT_UNAVAILABLE
-    for check in checks:
-        if check.severity.value != "ok":
-            log.warning("preflight", check=check.name, found=check.found, fix=check.fix)
-    server, health, service = _server(agent)
-    try:
-        port = server.add_insecure_port(config.agent.listen)
-    except RuntimeError:
-        log.error("cannot listen", address=config.agent.listen)
-        await agent.stop()
-        return shell_config.EXIT_CONFIG
-    await server.start()
-    log.info("listening", address=config.agent.listen, port=port)
+        await host.start()
+    except NotStarted as error:
+        log.error(str(error), **error.details)
+        return shell_config.EXIT_CONFIG if error.for_good else EXIT_UNAVAILABLE
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    watching = loop.create_task(_watch(agent, health))
     await stopping.wait()
     log.info("stopping")
-    watching.cancel()
-    for name in ("", _SERVICE):
-        await health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
-    await agent.stop()
-    service.streams.end()
-    await server.stop(1.0)
+    await host.stop()
     return 0
-
-
-def _server(agent: Any) -> tuple[Any, Any, Any]:
-    import grpc.aio
-    from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-    from grpc_reflection.v1alpha import reflection
-
-    from participant_agent.service import MAX_ANSWER_BYTES, Service
-    from participant_agent.v1 import participant_agent_pb2_grpc as rpc
-    from shell.status import ErrorInterceptor
-
-    server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()],
-        options=[
-            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_ANSWER_BYTES),
-            ("grpc.so_reuseport", 0),
-            # Coordinators ping an idle stream every 5 s; by default gRPC takes that for abuse and hangs up.
-            ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            # A coordinator or client that hangs, or whose machine has died, does not close its connection: it
-            # is gone after both times. Without the last of the three gRPC would wait for a minute.
-            ("grpc.keepalive_time_ms", 10_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.http2.ping_timeout_ms", 10_000),
-        ],
-    )
-    service = Service(agent)
-    rpc.add_ParticipantAgentServicer_to_server(service, server)
-    servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    names = (_SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
-    return server, servicer, service
-
-
-async def _watch(agent: Any, health: Any) -> None:
-    """Health follows whether the agent holds the participant's lock."""
-    from grpc_health.v1 import health_pb2
-
-    shown = None
-    while True:
-        serving = agent.serving.is_set() and agent.control.held
-        if serving != shown:
-            states = health_pb2.HealthCheckResponse
-            for name in ("", _SERVICE):
-                await health.set(name, states.SERVING if serving else states.NOT_SERVING)
-            shown = serving
-        await asyncio.sleep(0.05)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,10 @@ class Link:
         self._filled = asyncio.Event()
         self._enlisting: dict[str, asyncio.Future[pb.Enlisted]] = {}
 
+    def report(self, gtrid: str, result: Voted | Finished) -> None:
+        """Send what became of a branch."""
+        self.put(report_message(gtrid, result))
+
     def put(self, report: pb.Report) -> None:
         """Send a report with the next message. Reports to a closed link are lost; the coordinator asks
         again."""

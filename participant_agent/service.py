@@ -10,16 +10,14 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from dtp import Gtrid, Reason, Vote, XacoordError
+from dtp import Reason, XacoordError
 from participant_agent import values
 from participant_agent.agent import Agent
-from participant_agent.core.errors import Failure
-from participant_agent.core.finish import Finished, SessionUse, State
+from participant_agent.commands import carry_out
 from participant_agent.core.recovery import Lookup
 from participant_agent.core.registry import Command, Commit, Prepare, Rollback, Run
-from participant_agent.core.work import Voted
 from participant_agent.fences import mismatch
-from participant_agent.link import Link, report_message
+from participant_agent.link import Link
 from participant_agent.v1 import participant_agent_pb2 as pb
 from participant_agent.v1 import participant_agent_pb2_grpc as rpc
 from shell.streams import ANSWER_OVERHEAD, Method, Streams
@@ -122,7 +120,7 @@ class Service(rpc.ParticipantAgentServicer):
         first = await anext(aiter(requests), None)
         if first is None or not first.HasField("hello"):
             raise XacoordError(Reason.INVALID_REQUEST, "the first message of the stream must carry hello")
-        link = self._agent.attach(first.hello)
+        link = self._agent.attach(first.hello, Link)
         # The coordinator learns that it is attached before anything happens.
         await context.send_initial_metadata(())
         reading = asyncio.ensure_future(self._read(link, first, requests))
@@ -168,24 +166,15 @@ class Service(rpc.ParticipantAgentServicer):
         if verb == "enlisted":
             link.enlisted(message.gtrid, message.enlisted)
             return
-        try:
-            gtrid = Gtrid.parse(message.gtrid)
-            if gtrid.coordinator_id != link.coordinator_id:
-                raise XacoordError(Reason.INVALID_GTRID, "the branch belongs to another coordinator")
-            _check_epoch(gtrid.epoch, link.epoch, str(verb))
-            command = _read_command(message, self._agent.reading)
-        except XacoordError as error:
-            link.put(report_message(message.gtrid, _refused(message, values.refusal(error))))
-            return
-        self._agent.branches.command(message.gtrid, link.coordinator_id, link.epoch, command)
-
-
-def _check_epoch(epoch: int, of_stream: int, verb: str) -> None:
-    """Work belongs to the stream's own epoch; branches of earlier ones are only finished."""
-    if epoch > of_stream:
-        raise XacoordError(Reason.UNKNOWN_EPOCH, f"epoch {epoch} is not the stream's, {of_stream}")
-    if epoch < of_stream and verb in ("run", "prepare"):
-        raise XacoordError(Reason.STALE_EPOCH, f"epoch {epoch} is over: the stream's is {of_stream}")
+        run = message.run if verb == "run" else None
+        carry_out(
+            self._agent.branches,
+            link,
+            message.gtrid,
+            str(verb),
+            run is not None and run.one_phase,
+            lambda: _read_command(message, self._agent.reading),
+        )
 
 
 def _read_command(message: pb.Command, reading: tuple[bool, bool, str]) -> Command:
@@ -211,15 +200,3 @@ def _participants(numbers: Any) -> tuple[int, ...]:
     if any(number >= 36**4 for number in numbers):
         raise XacoordError(Reason.INVALID_REQUEST, "a participant number is above 36^4 - 1")
     return tuple(numbers)
-
-
-def _refused(message: pb.Command, why: Failure) -> Voted | Finished:
-    """The answer to a command that is not carried out. A Run that cannot be read was never started; of one
-    for another epoch this cannot be said."""
-    verb = message.WhichOneof("verb")
-    of_epoch = why.reason not in (Reason.STALE_EPOCH, Reason.UNKNOWN_EPOCH)
-    if verb == "run" and message.run.one_phase and of_epoch:
-        return Finished(State.ROLLED_BACK, SessionUse.CLOSE, why)
-    if verb == "prepare" or (verb == "run" and not message.run.one_phase):
-        return Voted(Vote.ROLLBACK, SessionUse.CLOSE, why)
-    return Finished(State.RETRY, SessionUse.CLOSE, why)

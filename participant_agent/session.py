@@ -1,9 +1,12 @@
 """Session: one connection to the server, driven by the event loop. The only file that imports MySQLdb.
 
-A query is sent with `send_query`, and its answer read when the socket becomes readable, so that hundreds of
-sessions need no threads. What could block the loop is done in a thread: connecting, and reading results that
-are not complete in the socket's buffer (larger than the server's net_buffer_length, or several results of a
-CALL).
+A query is sent with `send_query`, and its answer read when all of it has arrived, so that hundreds of
+sessions need no threads. The library would wait for what is not there yet; so what has arrived is looked at
+first (wire.py). What could block the loop is done in a thread: connecting, and reading results that are not
+complete in the socket's buffer (larger than the server's net_buffer_length, or several results of a CALL).
+
+Several statements in one packet are allowed only while such a packet is sent; a client's statement in which
+anything could hide a second one (guard.py) is sent while they are not.
 
 Errors of the client library are asked for by number and text (`errno()`, `error()`), never read from the
 exception: for a text that is not UTF-8 the library leaves a hole in the exception's arguments, and touching
@@ -16,12 +19,11 @@ side ended too is for core/sessions.py to prove.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
-import fcntl
 import gc
-import termios
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,9 +35,15 @@ from MySQLdb.constants import CLIENT, FIELD_TYPE, FLAG
 from participant_agent.core import sessions as names
 from participant_agent.core.effects import Lost, Ok, Query, Result, ServerError, TooLarge, Verb
 from participant_agent.core.errors import LOST_ERRNOS
+from participant_agent.poller import HUNG_UP, Poller
 from participant_agent.values import render
+from participant_agent.wire import There, look
 
 _FETCH_ROWS = 500
+
+# What has arrived is looked at here before it is read; one for all sessions, which have their turns one after
+# the other. Longer answers are read in a thread.
+_PEEKED = bytearray(1 << 16)
 
 # What a row, a cell and a column take on the wire beside their content, at most.
 _ROW_BYTES = 6
@@ -86,8 +94,8 @@ class ConnectError(Exception):
         self.errno = errno
 
 
-def _connect(target: Target) -> Any:
-    """Connect and set up; blocks, so it runs in a thread."""
+def _connect(target: Target) -> tuple[Any, bool]:
+    """Connect and set up; blocks, so it runs in a thread. The connection, and whether it may be encrypted."""
     try:
         connection = _mysql.connect(
             client_flag=CLIENT.MULTI_RESULTS,
@@ -104,11 +112,13 @@ def _connect(target: Target) -> Any:
         for sql in target.set_up:
             connection.query(sql.encode())
             connection.store_result()
+        connection.query(b"SHOW SESSION STATUS LIKE 'Ssl_cipher'")
+        cipher = connection.store_result().fetch_row()
     except _exceptions.MySQLError:
         errno, message = _error_of(connection)
         connection.close()
         raise ConnectError(errno, message) from None
-    return connection
+    return connection, not cipher or bool(cipher[0][1])
 
 
 def _error_of(connection: Any) -> tuple[int, str]:
@@ -145,32 +155,43 @@ def _size(cell: object) -> int:
 
 
 class Session:
-    """One connection. Use: `await Session.open(...)`, `await session.query(...)`, `session.close()`."""
+    """One connection. Use: `await Session.open(...)`, `await session.query(...)`, `session.close()`.
 
-    def __init__(self, connection: Any, target: Target) -> None:
+    Attributes:
+        batches: `batch` may be used. Not on an encrypted connection, whose answers cannot be counted on the
+            wire.
+    """
+
+    def __init__(self, connection: Any, target: Target, *, encrypted: bool) -> None:
         self._connection = connection
         self._target = target
         self._loop = asyncio.get_running_loop()
-        self._answer: asyncio.Future[Result] | None = None
+        self._poller = Poller.of(self._loop)
+        self._answer: asyncio.Future[tuple[Result, ...]] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._query = Query("")
+        self._queries: tuple[Query, ...] = ()
         self._fd: int = connection.fileno()
+        self._socket = socket.socket(fileno=os.dup(self._fd))  # the library closes its own
         self._rows_left = target.result_rows
         self._bytes_left = target.result_bytes
         self._in_thread = False
+        self._hung_up = False
+        self._takes_several = False
+        self.batches = not encrypted
         self.connection_id: int = connection.thread_id()
         self.lock = ""
         self.dead = False
         self.condemned = False  # somebody is killing it: it works for nobody else any more
         self.on_death: Callable[[], None] | None = None
         self.net_buffer_length = 1024
-        self._loop.add_reader(self._fd, self._readable)
+        self._poller.add(self._fd, self._arrived)
 
     @classmethod
     async def open(cls, target: Target) -> Session:
         """Connect in a thread. Raises ConnectError."""
-        connection = await asyncio.get_running_loop().run_in_executor(_connecting, _connect, target)
-        return cls(connection, target)
+        loop = asyncio.get_running_loop()
+        connection, encrypted = await loop.run_in_executor(_connecting, _connect, target)
+        return cls(connection, target, encrypted=encrypted)
 
     @property
     def known_as(self) -> names.Session:
@@ -184,18 +205,26 @@ class Session:
 
     async def query(self, query: Query) -> Result:
         """Run one query; never raises for what the server or the network does."""
+        return (await self._perform((query,), several=self._takes_several and not query.alone))[0]
+
+    async def batch(self, queries: tuple[Query, ...]) -> tuple[Result, ...]:
+        """Run queries that are sent as one packet and return no rows; the results up to the first that is not
+        Ok."""
+        return await self._perform(queries, several=True)
+
+    async def _perform(self, queries: tuple[Query, ...], *, several: bool) -> tuple[Result, ...]:
         if self.dead:
-            return Lost()
+            return (Lost(),)
         if self._answer is not None:
             raise AssertionError("two queries at once on one session")
         self._answer = self._loop.create_future()
-        self._query = query
-        try:
-            self._connection.send_query(render(query.sql, query.parameters, self._connection.string_literal))
-        except _exceptions.MySQLError:
-            self._finish(self._error())
+        self._queries = queries
         self._timer = self._loop.call_later(self._target.timeout_seconds, self._timed_out)
         try:
+            if several is self._takes_several:
+                self._send()
+            else:
+                self._change_over(several)
             return await self._answer
         except asyncio.CancelledError:
             # The answer will come all the same, and the next query must not take it for its own.
@@ -205,28 +234,73 @@ class Session:
             self._timer.cancel()
             self._answer = None
 
-    def _settle(self, result: Result) -> None:
+    def _send(self) -> None:
+        quote = self._connection.string_literal
+        texts = [render(query.sql, query.parameters, quote) for query in self._queries]
+        try:
+            self._connection.send_query(texts[0] if len(texts) == 1 else b"\n;".join(texts))
+        except _exceptions.MySQLError:
+            self._finish(self._error())
+
+    def _change_over(self, several: bool) -> None:
+        """Tell the server how many statements a packet may have, then send."""
+
+        def change() -> Result:
+            try:
+                self._connection.set_server_option(0 if several else 1)
+            except _exceptions.MySQLError:
+                return self._error()
+            return Ok()
+
+        def changed(changing: asyncio.Future[Result]) -> None:
+            self._in_thread = False
+            result = changing.result()
+            if self.dead:
+                self._close_connection()
+            elif isinstance(result, Ok):
+                self._takes_several = several
+                self._send()
+            else:
+                self._finish(result)
+
+        self._in_thread = True
+        self._loop.run_in_executor(_reading, change).add_done_callback(changed)
+
+    def _settle(self, *results: Result) -> None:
         if self._answer is not None and not self._answer.done():
-            self._answer.set_result(result)
+            self._answer.set_result(results)
 
     def _timed_out(self) -> None:
         self._die(Lost(f"no answer within {self._target.timeout_seconds:g} s", timed_out=True))
 
-    def _readable(self) -> None:
-        if self._answer is None:  # the server has hung up, or says why it will
+    def _arrived(self, events: int) -> None:
+        """Something has come. It may be what was read before this was heard, or a part of an answer."""
+        if events & HUNG_UP:
+            self._hung_up = True
+        if self._in_thread or (self._answer is not None and self._answer.done()):
+            return
+        try:
+            size = self._socket.recv_into(_PEEKED, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        if size == 0 or self._answer is None:  # the server has hung up, or says why it will
             self._die(Lost())
             return
-        if self._answer.done():
+        there = look(_PEEKED, size, len(self._queries))
+        if there is There.PART and size < len(_PEEKED):
+            if self._hung_up:  # the rest will not come
+                self._die(Lost())
             return
-        waiting = array.array("i", [0])
-        fcntl.ioctl(self._fd, termios.FIONREAD, waiting)
         try:
-            self._connection.read_query_result()
-            if self._connection.field_count() == 0 and not self._connection.more_results():
-                self._settle(self._without_rows())
+            if there is There.ALL:
+                self._read_without_rows()
                 return
-            if waiting[0] < self.net_buffer_length and not self._connection.more_results():
-                self._settle(self._read_rows())
+            self._connection.read_query_result()
+            is_whole = size < self.net_buffer_length and len(self._queries) == 1
+            if is_whole and not self._connection.more_results():
+                self._finish(self._read_rows() if self._connection.field_count() else self._without_rows())
                 return
         except _exceptions.MySQLError:
             self._finish(self._error())
@@ -234,16 +308,27 @@ class Session:
         except Exception as error:
             self._finish(_unreadable(error))
             return
-        self._loop.remove_reader(self._fd)
         self._in_thread = True
         self._loop.run_in_executor(_reading, self._read_all).add_done_callback(self._read_in_thread)
+
+    def _read_without_rows(self) -> None:
+        """All answers are there, and none has rows."""
+        results: list[Result] = []
+        try:
+            self._connection.read_query_result()
+            results.append(self._without_rows())
+            while self._connection.more_results():
+                self._connection.next_result()
+                results.append(self._without_rows())
+        except _exceptions.MySQLError:
+            results.append(self._error())
+        self._finish(*results)
 
     def _read_in_thread(self, reading: asyncio.Future[Result]) -> None:
         self._in_thread = False
         if self.dead:
             self._close_connection()
             return
-        self._loop.add_reader(self._fd, self._readable)
         self._finish(reading.result())
 
     def _without_rows(self) -> Ok:
@@ -279,7 +364,7 @@ class Session:
         connection = self._connection
         result = connection.use_result()
         description, rows = result.describe(), []
-        limited = self._query.verb is Verb.STATEMENT
+        limited = self._queries[0].verb is Verb.STATEMENT
         if limited:
             self._bytes_left -= sum(_size(column[0]) + _COLUMN_BYTES for column in description)
         while batch := result.fetch_row(_FETCH_ROWS):
@@ -301,23 +386,28 @@ class Session:
         errno, message = _error_of(self._connection)
         return Lost(f"({errno}) {message}") if errno in LOST_ERRNOS else ServerError(errno, message)
 
-    def _finish(self, result: Result) -> None:
-        if isinstance(result, Lost | TooLarge):
-            self._die(result)
-        self._settle(result)
+    def _finish(self, *results: Result) -> None:
+        last = results[-1]
+        if isinstance(last, Lost | TooLarge):
+            self._die(*results)
+        elif self._hung_up:  # this was its last answer
+            self._settle(*results)
+            self._die(last)
+        self._settle(*results)
 
-    def _die(self, result: Result) -> None:
+    def _die(self, *results: Result) -> None:
         if self.dead:
             return
         self.dead = True
-        self._settle(result)
+        self._settle(*results)
         if not self._in_thread:
-            self._loop.remove_reader(self._fd)
             self._close_connection()
         if self.on_death is not None:
             self.on_death()
 
     def _close_connection(self) -> None:
+        self._poller.remove(self._fd)
+        self._socket.close()
         with contextlib.suppress(_exceptions.MySQLError):
             self._connection.close()
 

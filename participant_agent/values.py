@@ -136,6 +136,7 @@ def _read_statement(statement: pb.Statement, reading: tuple[bool, bool, str]) ->
         statement.expect_rows if statement.HasField("expect_rows") else None,
         statement.min_rows if statement.HasField("min_rows") else None,
         guarded.calls,
+        guarded.simple,
     )
 
 

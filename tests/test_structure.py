@@ -26,6 +26,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "wal": ("wal", "dtp.errors"),
     "coordinator": ("coordinator", "dtp", "wal", "shell", "participant_agent.v1"),
     "coordinator/core": ("coordinator.core", "dtp"),
+    # The wiring of agents in the coordinator's process.
+    "coordinator/embedded.py": ("coordinator", "dtp", "shell", "participant_agent"),
+    "coordinator/local.py": ("coordinator", "dtp", "shell", "participant_agent"),
     "participant_agent": ("participant_agent", "dtp", "shell"),
     "participant_agent/core": ("participant_agent.core", "dtp"),
     "xacoord": ("xacoord", "dtp", "coordinator.v1", "participant_agent.v1"),

@@ -17,7 +17,7 @@ no record at all waits until every participant has really been heard.
 from __future__ import annotations
 
 from coordinator.core.context import Context, Participant
-from coordinator.core.effects import AlertKind, Attach, Enlisted, Fence, Rejection, Scan, Send
+from coordinator.core.effects import AlertKind, Attach, Enlisted, Fence, Rejection, Rollback, Scan, Send
 from coordinator.core.inputs import (
     AgentConnected,
     AgentFenced,
@@ -168,6 +168,8 @@ class Participants:
         for item in items:
             if item.action is Action.ROLLBACK and item.reason is PlanReason.PRESUMED_ABORT:
                 adopted = self._adopt_orphan(participant, item.xid, now) or adopted
+            elif item.reason is PlanReason.CAME_BACK:
+                self._roll_back_again(participant, item.xid)
         if was_up:
             self._remind(participant.name)
         if not was_up or adopted:
@@ -247,6 +249,14 @@ class Participants:
             participant.name, participant.number, BranchState.PREPARED
         )
         return True
+
+    def _roll_back_again(self, participant: Participant, xid: Xid) -> None:
+        """The outcome that is recorded stands: nothing of the transaction changes."""
+        context = self._context
+        gtrid = xid.gtrid.decode("ascii")
+        message = "a branch that others had rolled back is prepared again; rolling it back"
+        context.alert(AlertKind.ORPHAN, message, gtrid=gtrid, participant=participant.name)
+        context.emit(Send(participant.name, gtrid, Rollback()))
 
     def rescan(self, name: str, now: float) -> None:
         """The pause between scans is over, unless a later scan has begun another."""

@@ -11,6 +11,7 @@ For each prepared branch that XA RECOVER lists:
    a. decided to commit, durably                      -> commit COMMIT_RECORD
    b. decided to roll back                            -> rollback ROLLBACK_DECIDED (recovered: PRESUMED_ABORT)
    c. ended by others, kept until FORGET              -> leave  HEURISTIC_RECORDED
+      but this branch is recorded as rolled back      -> rollback CAME_BACK
    d. still voting, or the decision not yet on disk   -> leave  LIVE_IN_THIS_EPOCH
 7. it ended while the scan ran                        -> leave  ENDED_MEANWHILE
 8. otherwise                                          -> rollback PRESUMED_ABORT
@@ -18,6 +19,9 @@ For each prepared branch that XA RECOVER lists:
 Why 8 is safe: a COMMIT record is on disk before any branch hears it and stays until every branch
 has acknowledged; so a prepared branch without one was never told to commit. The order fence -> scan
 -> reconcile guarantees that no older process can still decide (xa-facts: late PREPARE).
+
+CAME_BACK: a server may lose a rollback that it has acknowledged, an operator's like anybody's. The outcome
+that was recorded and told stands, whatever the decision was: people have acted on it.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from enum import Enum
 
 from coordinator.core.states import State
 from coordinator.core.transaction import Transaction
-from dtp import Gtrid, Xid
+from dtp import Gtrid, Outcome, Xid
 
 
 class Action(Enum):
@@ -51,6 +55,7 @@ class PlanReason(Enum):
     COMMIT_RECORD = "the log has its COMMIT record"
     ROLLBACK_DECIDED = "decided to roll back; no COMMIT record exists"
     HEURISTIC_RECORDED = "others ended part of it; waits for an operator's forget"
+    CAME_BACK = "others rolled it back, as is recorded, and its server has lost that: again"
     LIVE_IN_THIS_EPOCH = "its transaction is open and not yet decided"
     ENDED_MEANWHILE = "its transaction ended while the scan ran"
     PRESUMED_ABORT = "no COMMIT record: it was never decided to commit"
@@ -108,7 +113,7 @@ def _judge(knowledge: Knowledge, participant: str, number: int, on_hold: bool, x
     gtrid = str(id_)
     transaction = knowledge.find(gtrid)
     if transaction is not None:
-        return item(*_of_open(transaction))
+        return item(*_of_open(transaction, xid.number))
     if knowledge.ended_meanwhile(gtrid):
         return item(Action.LEAVE, PlanReason.ENDED_MEANWHILE)
     return item(Action.ROLLBACK, PlanReason.PRESUMED_ABORT)
@@ -120,14 +125,23 @@ def _ahead(knowledge: Knowledge, id_: Gtrid) -> bool:
     return id_.counter >= knowledge.next_counter
 
 
-def _of_open(transaction: Transaction) -> tuple[Action, PlanReason]:
+def _of_open(transaction: Transaction, number: int) -> tuple[Action, PlanReason]:
     match transaction.state:
         case State.COMMITTING if transaction.durable:
             return Action.COMMIT, PlanReason.COMMIT_RECORD
         case State.ROLLING_BACK if transaction.durable:
             recovered = transaction.recovered
             return Action.ROLLBACK, PlanReason.PRESUMED_ABORT if recovered else PlanReason.ROLLBACK_DECIDED
+        case State.HEURISTIC if transaction.durable and _was_rolled_back(transaction, number):
+            return Action.ROLLBACK, PlanReason.CAME_BACK
         case State.HEURISTIC:
             return Action.LEAVE, PlanReason.HEURISTIC_RECORDED
         case _:
             return Action.LEAVE, PlanReason.LIVE_IN_THIS_EPOCH
+
+
+def _was_rolled_back(transaction: Transaction, number: int) -> bool:
+    return any(
+        branch.number == number and branch.outcome in (Outcome.ROLLED_BACK, Outcome.HEURISTIC_ROLLBACK)
+        for branch in transaction.branches.values()
+    )

@@ -44,7 +44,7 @@ def _warnings(config: Config) -> list[str]:
     found = []
     by_address: dict[str, list[str]] = {}
     for name, participant in config.participants.items():
-        by_address.setdefault(participant.agent, []).append(name)
+        by_address.setdefault(participant.agent or participant.agent_config, []).append(name)
     for address, names in by_address.items():
         if len(names) > 1:
             found.append(

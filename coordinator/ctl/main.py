@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "log": ("log", "log", "Show the state of the log of a running coordinator."),
     "wal": ("records", "wal", "Inspect and repair a log directory."),
     "config": ("config", "config", "Check a configuration."),
+    "bench": ("bench", "bench", "Measure transactions a second against MySQL itself."),
 }
 
 

@@ -42,11 +42,24 @@ class Query:
         sql: with `%s` for each parameter (then `%%` is a percent sign); without parameters sent as it is.
         parameters: opaque to the core; the edge renders them.
         verb: what the query does.
+        alone: to be sent where the server takes no more than one statement a packet.
     """
 
     sql: str
     parameters: tuple[object, ...] = ()
     verb: Verb = Verb.OTHER
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Several queries in one packet, on the session that the procedure was given.
+
+    The server begins each when the one before has succeeded, and goes on whether we live or not: what comes
+    after the first of them may happen although nobody heard of that one. Answered by `Answers`.
+    """
+
+    queries: tuple[Query, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +116,23 @@ class TooLarge:
     message: str
 
 
-Effect: TypeAlias = Query | OnControl | Sleep
+Effect: TypeAlias = Query | Batch | OnControl | Sleep
 Result: TypeAlias = Ok | ServerError | Lost | TooLarge
 Procedure: TypeAlias = Generator[Effect, Result, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a batch was answered: one result for each query, up to the first that is not `Ok`."""
+
+    results: tuple[Result, ...]
+
+
+def together(*queries: Query) -> Procedure[tuple[Result, ...]]:
+    """Run a batch; its results."""
+    answer: object = yield Batch(queries)  # the only effect that is not answered by one result
+    assert isinstance(answer, Answers)
+    return answer.results
 
 
 def text(cell: Cell) -> str:

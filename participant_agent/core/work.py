@@ -4,9 +4,9 @@
  2. statements; the first that fails dooms the branch, because the server would still prepare what is left of
     it;
  3. the witness row, as the last statement and only where the branch wrote (a row in every branch would turn
-    the cheap read-only ones into flushed ones), and only where the session still has its user lock: a stored
-    function may have released it, and without it nobody could prove that the session has ended (where no row
-    is written, the session is asked; without its lock it goes back to no pool);
+    the cheap read-only ones into flushed ones). It fails where the session no longer has its user lock: a
+    stored function may have released it, and without it nobody could prove that the session has ended (such
+    a session goes back to no pool);
  4. XA END; a read-only branch ends here with XA ROLLBACK, which releases it without a flush;
  5. XA PREPARE: OK means durable. No answer means unknown: the vote is ROLLBACK, and the branch is rolled back
     however late it turns out to be prepared (the session is killed first, see sessions.py).
@@ -26,10 +26,13 @@ from dtp import Reason, Vote, format_bqual
 from .effects import Lost, Ok, Procedure, Query, Result, ServerError, TooLarge, Verb, number
 from .errors import Failure, Meaning, failure, meaning, statement_failure
 from .finish import Branch, Finished, SessionUse, State, commit_one_phase, rollback, unless_lockless
-from .sessions import Session, end_session, has_lock, lock_query
+from .sessions import Session, end_session
 
 _LOCK_RELEASED = "a stored routine has released the session's user lock (RELEASE_ALL_LOCKS): it must not"
 _CHARSET_SQL = "SET NAMES utf8mb4"
+# Fails where it is evaluated (1242), whatever the sql_mode.
+_FAILS = "(SELECT 1 UNION ALL SELECT 2)"
+_SUBQUERY_RETURNS_MORE_THAN_ONE_ROW = 1242
 _WRITES_SQL = (
     "SHOW SESSION STATUS WHERE Variable_name IN ('Handler_write', 'Handler_update', 'Handler_delete')"
 )
@@ -43,6 +46,7 @@ class Statement:
         plain_read: it begins like a query, so it wrote only if a function did.
         expect_rows, min_rows: how many rows it must affect or return, None for any.
         calls: it calls a procedure.
+        simple: its text cannot be read in two ways, so that other statements may follow in the same packet.
     """
 
     sql: str
@@ -51,6 +55,11 @@ class Statement:
     expect_rows: int | None = None
     min_rows: int | None = None
     calls: bool = False
+    simple: bool = False
+
+    def query(self) -> Query:
+        """What is sent."""
+        return Query(self.sql, self.parameters, Verb.STATEMENT, alone=not self.simple)
 
 
 @dataclass(slots=True)
@@ -108,16 +117,22 @@ def start(work: Work, statements: tuple[Statement, ...]) -> Procedure[Worked]:
     if work.read_only:
         answer = yield Query("SET TRANSACTION READ ONLY")
         if not isinstance(answer, Ok):
-            return _not_started(answer)
+            return not_started(answer)
     elif all(statement.plain_read for statement in statements):
         work.writes_before = yield from _writes()
-    answer = yield Query(f"XA START {work.branch.xid.sql()}", verb=Verb.START)
+    answer = yield start_query(work)
     if isinstance(answer, Ok):
         return Worked(Fate.INTACT)
-    return _not_started(answer)
+    return not_started(answer)
 
 
-def _not_started(answer: Result) -> Worked:
+def start_query(work: Work) -> Query:
+    """XA START."""
+    return Query(f"XA START {work.branch.xid.sql()}", verb=Verb.START)
+
+
+def not_started(answer: Result) -> Worked:
+    """Why there is no branch."""
     if isinstance(answer, ServerError) and meaning(Verb.START, answer) is Meaning.DUPLICATE_XID:
         return Worked(
             Fate.LOST, failure=failure(Reason.BRANCH_BUSY, answer, "XA START: the branch exists already")
@@ -134,7 +149,7 @@ def execute(work: Work, statements: tuple[Statement, ...]) -> Procedure[Worked]:
     """Run statements in the active branch until one fails or does not meet its expectation."""
     results: list[Ok] = []
     for index, statement in enumerate(statements):
-        answer = yield Query(statement.sql, statement.parameters, Verb.STATEMENT)
+        answer = yield statement.query()
         work.maybe_wrote = work.maybe_wrote or not statement.plain_read
         if statement.calls:
             work.called = True
@@ -144,14 +159,15 @@ def execute(work: Work, statements: tuple[Statement, ...]) -> Procedure[Worked]:
         if not isinstance(answer, Ok):
             fate = Fate.LOST if isinstance(answer, Lost | TooLarge) else Fate.DOOMED
             return Worked(fate, failure=statement_failure(answer, index))
-        unmet = _unmet(statement, answer.row_count)
+        unmet = expectation(statement, answer.row_count)
         if unmet:
             return Worked(Fate.DOOMED, failure=Failure(Reason.EXPECTATION_FAILED, unmet, 0, index))
         results.append(answer)
     return Worked(Fate.INTACT, tuple(results))
 
 
-def _unmet(statement: Statement, row_count: int) -> str:
+def expectation(statement: Statement, row_count: int) -> str:
+    """What is wrong with the number of rows, or ""."""
     if statement.expect_rows is not None and row_count != statement.expect_rows:
         return f"the statement had {row_count} rows, expected were {statement.expect_rows}"
     if statement.min_rows is not None and row_count < statement.min_rows:
@@ -170,29 +186,44 @@ def _wrote(work: Work) -> Procedure[bool]:
 
 def _end(work: Work, participants: tuple[int, ...], wrote: bool) -> Procedure[Failure | None]:
     """Witness row and XA END; None where both succeeded."""
-    xid, table = work.branch.xid, work.branch.evidence.table
-    if wrote and table is not None:
-        names = ",".join(format_bqual(number) for number in participants)
-        insert = (
-            f"INSERT INTO {table} (gtrid, bqual, participants) "
-            f"SELECT X'{xid.gtrid.hex()}', X'{xid.bqual.hex()}', '{names}' FROM DUAL "
-            f"WHERE IS_USED_LOCK('{work.session.lock}') = CONNECTION_ID()"
-        )
-        answer = yield Query(insert, verb=Verb.WITNESS)
+    for query in (witness_query(work, participants), end_query(work)) if wrote else (end_query(work),):
+        answer = yield query
         if not isinstance(answer, Ok):
-            return failure(_reason(answer, Reason.PREPARE_FAILED), answer, "writing the witness row")
-        if answer.row_count == 0:
-            return Failure(Reason.BRANCH_LOST, _LOCK_RELEASED)
-    elif wrote:
-        answer = yield lock_query(work.session)
-        if not isinstance(answer, Ok):
-            return failure(_reason(answer, Reason.PREPARE_FAILED), answer, "looking for the session's lock")
-        if not has_lock(answer):
-            return Failure(Reason.BRANCH_LOST, _LOCK_RELEASED)
-    answer = yield Query(f"XA END {xid.sql()}", verb=Verb.END)
-    if not isinstance(answer, Ok):
-        return failure(_reason(answer, Reason.PREPARE_FAILED), answer, "XA END")
+            return unended(query.verb, answer)
     return None
+
+
+def witness_query(work: Work, participants: tuple[int, ...]) -> Query:
+    """The last statement of a branch that wrote: its witness row, and the proof of its session's lock."""
+    xid, table = work.branch.xid, work.branch.evidence.table
+    has_lock = f"IS_USED_LOCK('{work.session.lock}') = CONNECTION_ID()"
+    if table is None:
+        return Query(f"SET @xacoord = IF({has_lock}, 1, {_FAILS})", verb=Verb.WITNESS)
+    names = ",".join(format_bqual(number) for number in participants)
+    return Query(
+        f"INSERT INTO {table} (gtrid, bqual, participants) "
+        f"VALUES (X'{xid.gtrid.hex()}', X'{xid.bqual.hex()}', IF({has_lock}, '{names}', {_FAILS}))",
+        verb=Verb.WITNESS,
+    )
+
+
+def end_query(work: Work) -> Query:
+    """XA END."""
+    return Query(f"XA END {work.branch.xid.sql()}", verb=Verb.END)
+
+
+def prepare_query(work: Work) -> Query:
+    """XA PREPARE."""
+    return Query(f"XA PREPARE {work.branch.xid.sql()}", verb=Verb.PREPARE)
+
+
+def unended(verb: Verb, answer: Result) -> Failure:
+    """Why the branch cannot be prepared, after the witness row or XA END failed."""
+    if verb is Verb.END:
+        return failure(_reason(answer, Reason.PREPARE_FAILED), answer, "XA END")
+    if isinstance(answer, ServerError) and answer.errno == _SUBQUERY_RETURNS_MORE_THAN_ONE_ROW:
+        return Failure(Reason.BRANCH_LOST, _LOCK_RELEASED)
+    return failure(_reason(answer, Reason.PREPARE_FAILED), answer, "writing the witness row")
 
 
 def _reason(answer: Result, default: Reason) -> Reason:
@@ -205,14 +236,23 @@ def _reason(answer: Result, default: Reason) -> Reason:
 def prepare(work: Work, participants: tuple[int, ...]) -> Procedure[Voted]:
     """Phase 1 of an active branch whose statements all succeeded."""
     wrote = yield from _wrote(work)
-    # One that is alone is named twice: its row shows, too, that the log had a record (last_committed).
-    named = participants if len(participants) > 1 else participants * 2
-    unended = yield from _end(work, named, wrote)
-    if unended is not None:
-        return (yield from vote_rollback(work, unended))
+    why = yield from _end(work, named(participants), wrote)
+    if why is not None:
+        return (yield from vote_rollback(work, why))
     if not wrote:
         return (yield from _leave_read_only(work))
-    answer = yield Query(f"XA PREPARE {work.branch.xid.sql()}", verb=Verb.PREPARE)
+    answer = yield prepare_query(work)
+    return (yield from prepared(work, answer))
+
+
+def named(participants: tuple[int, ...]) -> tuple[int, ...]:
+    """The participants as the witness row of a prepared branch has them: one that is alone is named twice, so
+    that its row shows, too, that the log had a record (last_committed)."""
+    return participants if len(participants) > 1 else participants * 2
+
+
+def prepared(work: Work, answer: Result) -> Procedure[Voted]:
+    """The vote after XA PREPARE was answered, or was not."""
     if isinstance(answer, Ok):
         return Voted(Vote.OK, SessionUse.FREE if work.branch.engine.detaches else SessionUse.HOLDS)
     why = failure(_reason(answer, Reason.PREPARE_FAILED), answer, "XA PREPARE")
@@ -232,7 +272,7 @@ def _leave_read_only(work: Work) -> Procedure[Voted]:
 
 
 def vote_rollback(work: Work, why: Failure, active: bool = True) -> Procedure[Voted]:
-    """Roll back a branch that was never prepared, and vote so. Closing its session always does it."""
+    """Roll back a branch, and vote so. Closing the session of one that was never prepared always does it."""
     finished = yield from rollback(work.branch, work.session, active)
     in_doubt = finished.state is State.RETRY
     return Voted(Vote.ROLLBACK, finished.use, why, in_doubt=in_doubt)
@@ -241,25 +281,31 @@ def vote_rollback(work: Work, why: Failure, active: bool = True) -> Procedure[Vo
 def run(
     work: Work, statements: tuple[Statement, ...], participants: tuple[int, ...], one_phase: bool
 ) -> Procedure[Voted | Finished]:
-    """A whole branch in one go: answers `Finished` with `one_phase`, else `Voted`."""
+    """A whole branch, query by query: answers `Finished` with `one_phase`, else `Voted`."""
     started = yield from start(work, statements)
     if started.failure is not None:
-        return _refuse(started.failure, SessionUse.CLOSE, one_phase)
+        return refuse(started.failure, SessionUse.CLOSE, one_phase)
     worked = yield from execute(work, statements)
-    if worked.failure is None:
-        if one_phase:
-            finished = yield from end_and_commit(work, participants)
-            return Finished(finished.state, finished.use, finished.failure, worked.results)
-        voted = yield from prepare(work, participants)
-        return Voted(voted.vote, voted.use, voted.failure, worked.results, voted.in_doubt)
-    if worked.fate is Fate.LOST:
+    if worked.failure is not None:
+        return (yield from give_up(work, worked.fate, worked.failure, one_phase))
+    if one_phase:
+        finished = yield from end_and_commit(work, participants)
+        return replace(finished, results=worked.results)
+    voted = yield from prepare(work, participants)
+    return replace(voted, results=worked.results)
+
+
+def give_up(work: Work, fate: Fate, why: Failure, one_phase: bool) -> Procedure[Voted | Finished]:
+    """The end of a branch whose statements failed."""
+    if fate is Fate.LOST:
         yield from end_session(work.session)
-        return _refuse(worked.failure, SessionUse.CLOSE, one_phase)
-    voted = yield from vote_rollback(work, worked.failure)
-    return _refuse(worked.failure, voted.use, one_phase)
+        return refuse(why, SessionUse.CLOSE, one_phase)
+    voted = yield from vote_rollback(work, why)
+    return refuse(why, voted.use, one_phase)
 
 
-def _refuse(why: Failure, use: SessionUse, one_phase: bool) -> Voted | Finished:
+def refuse(why: Failure, use: SessionUse, one_phase: bool) -> Voted | Finished:
+    """The answer of a branch that never was, or is gone."""
     if one_phase:
         return Finished(State.ROLLED_BACK, use, why)
     return Voted(Vote.ROLLBACK, use, why)
@@ -268,10 +314,15 @@ def _refuse(why: Failure, use: SessionUse, one_phase: bool) -> Voted | Finished:
 def end_and_commit(work: Work, participants: tuple[int, ...]) -> Procedure[Finished]:
     """Commit an active branch, the only one of its transaction, in one phase."""
     wrote = yield from _wrote(work)
-    unended = yield from _end(work, participants, wrote)
-    if unended is not None:
-        voted = yield from vote_rollback(work, unended)
-        return Finished(State.ROLLED_BACK, voted.use, unended)
+    why = yield from _end(work, participants, wrote)
+    if why is not None:
+        voted = yield from vote_rollback(work, why)
+        return Finished(State.ROLLED_BACK, voted.use, why)
+    return (yield from commit_ended(work, wrote))
+
+
+def commit_ended(work: Work, wrote: bool) -> Procedure[Finished]:
+    """The same after XA END."""
     work.branch = replace(work.branch, write_less=not wrote)
     finished = yield from commit_one_phase(work.branch, work.session)
     if wrote:

@@ -173,6 +173,28 @@ def test_a_mixed_outcome_stays_mixed_after_a_checkpoint_and_a_restart(at_once: b
     world.check_final()
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_others_rolled_back_is_rolled_back_again_when_it_comes_back(restarted: bool) -> None:
+    """Its server has lost the rollback. What was recorded and told stands; no row stays locked for ever."""
+    world = world_that_is_up()
+    gtrid = half_undone(world).gtrid
+    server = world.servers["p2"]
+    world.connect(server)
+    world._deliver_all()
+    assert world.core.open[gtrid].outcome is Outcome.HEURISTIC_MIXED
+    if restarted:
+        world.crash(surviving=0)
+        world.settle()
+    server.branches[gtrid] = "prepared"
+    world.lose(server, executed=0)
+    world.connect(server)
+    world._deliver_all()
+    assert server.branches[gtrid] == "rolled_back"
+    assert world.servers["p1"].branches[gtrid] == "committed"
+    assert world.core.open[gtrid].outcome is Outcome.HEURISTIC_MIXED
+    world.check_final()
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_what_was_forgotten_does_not_come_back(at_once: bool) -> None:
     """The checkpoint is taken while FORGET is on its way to the disk."""

@@ -207,7 +207,9 @@ class World:
             kinds.add(type(command))
             if isinstance(command, (effects.Run, effects.Prepare)):
                 self.numbers[effect.gtrid] |= set(command.participants)
-            assert not {effects.Commit, effects.Rollback} <= kinds, f"both ends sent: {effect.gtrid}"
+            both = {effects.Commit, effects.Rollback} <= kinds
+            # What a person had rolled back, and its server lost, is rolled back again.
+            assert not both or effect.gtrid in self.interfered, f"both ends sent: {effect.gtrid}"
             if command == effects.Commit():
                 assert self.decided_to_commit(effect.gtrid), effect
         server.commands.append((effect.gtrid, command))

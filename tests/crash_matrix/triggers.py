@@ -21,7 +21,7 @@ from deploy.private_servers import PrivateServer
 from dtp import Gtrid, Xid
 from tests.bank.bank import ClientProcess
 from tests.crash_matrix.bursts import Burst
-from tests.crash_matrix.rig import NAMES, Rig, first, poll
+from tests.crash_matrix.rig import NAMES, NotReached, Rig, first, poll
 
 BURST = Burst(12)
 # Every commit of it is a decision in the log.
@@ -213,9 +213,11 @@ def resolve(aim: Aim) -> Iterator[Burst | None]:
         yield None
 
 
-def _interfere(aim: Aim) -> None:
-    """Branches that are decided to commit are rolled back by hand, on all servers: nothing is half done."""
+def _interfere(aim: Aim) -> set[str]:
+    """Branches that are decided to commit are rolled back by hand, on all servers: nothing is half done.
+    The gtrids of those branches."""
     rig = aim.rig
+    gtrids = set()
     rig.arm("coordinator", "before_send_commit")
     rig.await_hit("coordinator", "before_send_commit", DECIDING)
     rig.await_death("coordinator", "before_send_commit")
@@ -225,7 +227,9 @@ def _interfere(aim: Aim) -> None:
             if gtrid.startswith(b"k1"):
                 _roll_back(site.server, Xid(format_id, gtrid, bqual))
                 rig.bank.interfered(gtrid.decode())
+                gtrids.add(gtrid.decode())
         rig.start_agent(name)
+    return gtrids
 
 
 def _roll_back(server: PrivateServer, xid: Xid) -> None:
@@ -246,40 +250,56 @@ def _heuristic(rig: Rig) -> list[str]:
     return [t.gtrid for t in listed.transactions]
 
 
-def _forget_all(rig: Rig) -> None:
+_FOUND_OUT = (coordinator_pb2.STATE_HEURISTIC, coordinator_pb2.STATE_ROLLED_BACK)
+
+
+def _find_out(rig: Rig, gtrids: set[str]) -> list[str]:
+    """Everything is up, and the coordinator has found out about every branch that was rolled back by hand.
+
+    Returns the heuristic outcomes: one that nobody forgets keeps all later witness rows from being purged.
+    """
     rig.disarm()
     rig.restore()
-    poll(lambda: bool(_heuristic(rig)), "no heuristic outcome is shown")
-    for gtrid in _heuristic(rig):
+
+    def states() -> list[coordinator_pb2.State.ValueType]:
+        stub = rig.stub()
+        return [
+            stub.Get(coordinator_pb2.GetRequest(gtrid=g), timeout=5).transaction.state for g in sorted(gtrids)
+        ]
+
+    poll(lambda: all(state in _FOUND_OUT for state in states()), "what was done by hand is not found out")
+    found = _heuristic(rig)
+    if not found:
+        raise NotReached("no heuristic outcome is shown")
+    return found
+
+
+def _forget(rig: Rig, gtrids: list[str]) -> None:
+    for gtrid in gtrids:
         rig.admin().Forget(admin_pb2.ForgetRequest(gtrid=gtrid), timeout=5)
 
 
 @contextlib.contextmanager
 def heuristic(aim: Aim) -> Iterator[Burst | None]:
     """The coordinator finds what was done by hand, and records it."""
-    _interfere(aim)
+    gtrids = _interfere(aim)
     aim.arm()
     aim.rig.start_coordinator()
     yield None
-    _forget_all(aim.rig)
+    _forget(aim.rig, _find_out(aim.rig, gtrids))
 
 
 @contextlib.contextmanager
 def forget(aim: Aim) -> Iterator[Burst | None]:
     """An operator drops a heuristic outcome."""
     rig = aim.rig
-    _interfere(aim)
-    rig.disarm()
-    rig.restore()
-    poll(lambda: bool(_heuristic(rig)), "no heuristic outcome is shown")
+    [gtrid, *_] = _find_out(rig, _interfere(aim))
     aim.arm()
-    [gtrid, *_] = _heuristic(rig)
     _ask(lambda: rig.admin().Forget(admin_pb2.ForgetRequest(gtrid=gtrid), timeout=5))
     yield None
     rig.disarm()
     rig.restore()
-    for gtrid in _heuristic(rig):
-        rig.admin().Forget(admin_pb2.ForgetRequest(gtrid=gtrid), timeout=5)
+    _forget(rig, _heuristic(rig))
 
 
 def _ask(call: Callable[[], object]) -> None:

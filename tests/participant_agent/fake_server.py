@@ -41,6 +41,7 @@ class FakeSession(Session):
         self.condemned = False
         self.on_death = None
         self.net_buffer_length = 1024
+        self.batches = False
         self.branch = ""
 
     def begin_call(self) -> None:

@@ -165,7 +165,7 @@ class AgentNode:
 
         async def open_session(target: Target) -> Session:
             session = await connect(target)
-            session.query = Watched(self, name, session).query  # type: ignore[method-assign]
+            session.batch = Watched(self, name, session).batch  # type: ignore[method-assign]
             return session
 
         return open_session
@@ -186,18 +186,23 @@ class Watched:
         self._node = node
         self._name = name
         self._session = session
-        self._query = session.query
+        self._batch = session.batch
 
-    async def query(self, query: Query) -> Result:
+    async def batch(self, queries: tuple[Query, ...]) -> tuple[Result, ...]:
         node, world = self._node, self._node.world
-        if query.sql.startswith("XA "):
-            world.oracle.asked(node, query.sql)
+        for query in queries:
+            if query.sql.startswith("XA "):
+                world.oracle.asked(node, query.sql)
+        who = f"session {self._session.connection_id}"
         if world.trace.on:
-            asked = (statement(query.sql), *((query.parameters,) if query.parameters else ()))
-            world.trace(self._name, f"session {self._session.connection_id}", *asked)
-        result = await self._query(query)
+            for query in queries:
+                asked = (statement(query.sql), *((query.parameters,) if query.parameters else ()))
+                world.trace(self._name, who, *asked)
+        results = await self._batch(queries)
         if world.trace.on:
-            world.trace(self._name, f"session {self._session.connection_id}", "->", result)
-        if query.sql.startswith("XA "):
-            world.oracle.answered(node, query.sql, result)
-        return result
+            for result in results:
+                world.trace(self._name, who, "->", result)
+        for query, result in zip(queries, results, strict=False):
+            if query.sql.startswith("XA "):
+                world.oracle.answered(node, query.sql, result)
+        return results

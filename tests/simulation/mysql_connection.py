@@ -7,16 +7,18 @@ A statement is checked and carried out at once, unless
  2. another transaction has a row that it needs: then it is begun again when the row is free;
  3. it makes something durable: then it takes a flush's time and has its effect at the end of it. Who
     kills the server in between gets to know later whether it did.
-Its client's end does not end it; KILL does, except where a full disk holds it.
+Its client's end does not end it; KILL does, except where a full disk holds it. Of several statements in one
+packet the next one begins when the one before has succeeded, and its client's end does not end that either.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from participant_agent.core.effects import Lost, ServerError
+from participant_agent.core.effects import Lost, Ok, ServerError
 from participant_agent.core.engine import Engine
 from tests.simulation import mysql_sql
 from tests.simulation.mysql_steps import Answer, Blocked, Deadlock, Done, Later, Step
@@ -59,6 +61,8 @@ class Connection:
         self._client = True
         self._killed = False
         self._done: Done | None = None
+        self._rest: deque[tuple[str, tuple[object, ...]]] = deque()  # of the packet
+        self._results: list[Answer] = []
         self._begin: Callable[[], Step] | None = None
         self._later: Later | None = None
         self._timer: asyncio.Handle | None = None
@@ -80,16 +84,29 @@ class Connection:
         result: Answer = await answer
         return result
 
-    def submit(self, sql: str, parameters: tuple[object, ...], done: Done) -> None:
-        """The statement arrives; `done` hears the answer, or Lost, or nothing where the client is gone."""
+    def submit(self, sql: str, parameters: tuple[object, ...], done: Callable[[Answer], None]) -> None:
+        """One statement arrives; as `submit_all`."""
+        self.submit_all([(sql, parameters)], lambda results: done(results[-1]))
+
+    def submit_all(self, statements: Iterable[tuple[str, tuple[object, ...]]], done: Done) -> None:
+        """A packet arrives; `done` hears the answers up to the first that is not Ok, or Lost, or nothing
+        where the client is gone."""
         if not self.alive or self._killed:
-            done(Lost())
+            done((Lost(),))
             return
         assert self._begin is None, "two statements at once"
-        self.server.queries += 1
+        assert not self._rest, "two packets at once"
         self._done = done
-        self._begin = mysql_sql.statement(self, sql, parameters)
-        self._attempt(self._begin)
+        self._results = []
+        self._rest.extend(statements)
+        self._next()
+
+    def _next(self) -> None:
+        """The packet's next statement, unless the session was killed before it began."""
+        if self._rest:
+            self.server.queries += 1
+            self._begin = mysql_sql.statement(self, *self._rest.popleft())
+            self._attempt(self._begin)
 
     def _attempt(self, step: Callable[[], Step]) -> None:
         try:
@@ -146,14 +163,20 @@ class Connection:
         self._attempt(later.effect)
 
     def _answer(self, result: Answer) -> None:
-        done, self._done, self._begin, self._later = self._done, None, None, None
+        self._begin = self._later = None
         self._stop_timer()
+        self._results.append(result)
+        if self._rest and isinstance(result, Ok) and not self._killed:
+            self.server.soon(self._next)
+            return
+        self._rest.clear()
+        done, self._done = self._done, None
         if not self._client or self._killed:
             self._begin_to_end()
         if self.idle_seconds and not self._killed:
             self._watch_idleness()
         if done is not None and self._client and not self._killed:
-            done(result)
+            done(tuple(self._results))
 
     def _watch_idleness(self) -> None:
         self._answered_at = self.server.loop.time()
@@ -247,7 +270,7 @@ class Connection:
         if self._client and self.alive:
             self._client = False
             self._done = self.on_lost = None
-            if self._begin is None and not self._killed:
+            if self._begin is None and not self._rest and not self._killed:
                 self._begin_to_end()
 
     def be_killed(self) -> None:
@@ -255,7 +278,9 @@ class Connection:
         if not self._killed:
             self._killed = True
             self._tell_client()
-            if self._begin is None and self._client:
+            between = bool(self._rest) and self._begin is None
+            self._rest.clear()
+            if self._begin is None and (self._client or between):
                 self._begin_to_end()
             else:
                 self.be_interrupted()
@@ -272,7 +297,7 @@ class Connection:
         lost, self.on_lost = self.on_lost, None
         if self._client:
             if done is not None:
-                done(Lost())
+                done((Lost(),))
             elif lost is not None:
                 lost()
 
@@ -318,4 +343,5 @@ class Connection:
         if transaction is not None and self.branch is None:
             self.server.roll_back(transaction)
         self.branch = self.transaction = self._begin = self._later = None
+        self._rest.clear()
         self._tell_client()

@@ -37,8 +37,9 @@ _SELECT = re.compile(
 _EITHER = re.compile(r"\(\((?P<one>.*)\) OR \((?P<other>.*)\)\)")
 _INSERT = re.compile(
     r"INSERT INTO (?P<table>[\w.`]+) \((?P<columns>[^)]*)\) "
-    r"(?:VALUES \((?P<values>[^)]*)\)(?P<keep> ON DUPLICATE KEY UPDATE (\w+) = \5)?"
-    r"|SELECT (?P<selected>.*) FROM DUAL WHERE IS_USED_LOCK\('(?P<lock>[^']*)'\) = CONNECTION_ID\(\))"
+    r"(?:VALUES \((?P<values>[^()]*)\)(?P<keep> ON DUPLICATE KEY UPDATE (\w+) = \5)?"
+    r"|VALUES \((?P<sealed>[^()]*)IF\(IS_USED_LOCK\('(?P<lock>[^']*)'\) = CONNECTION_ID\(\), "
+    r"(?P<names>'[^']*'), \(SELECT 1 UNION ALL SELECT 2\)\)\))"
 )
 _UPDATE = re.compile(r"UPDATE (?P<table>[\w.`]+) SET (?P<set>.+?) WHERE (?P<where>.+)", re.DOTALL)
 _DELETE = re.compile(r"DELETE FROM (?P<table>[\w.`]+) WHERE (?P<where>.+)", re.DOTALL)
@@ -349,7 +350,8 @@ def _insert(found: re.Match[str], table: Table) -> _Work:
     values = _Values()
     shape = table.shape
     places = [table.index[name.strip()] for name in found["columns"].split(",")]
-    literals = [values.read(text) for text in _VALUE.findall(found["values"] or found["selected"])]
+    texts = found["values"] or found["sealed"] + found["names"]
+    literals = [values.read(text) for text in _VALUE.findall(texts)]
     assert len(places) == len(literals), found[0]
     keeps = bool(found["keep"])
 
@@ -358,7 +360,7 @@ def _insert(found: re.Match[str], table: Table) -> _Work:
     ) -> Ok | ServerError:
         assert transaction is not None
         if found["lock"] and connection.server.user_locks.get(found["lock"]) is not connection:
-            return Ok()
+            return ServerError(1242, "Subquery returns more than 1 row")
         row = list(shape.defaults)
         for place, literal in zip(places, literals, strict=True):
             row[place] = typed(literal(parameters), shape.types[place])

@@ -92,6 +92,12 @@ def _has_lock(sql: str, connection: Connection, parameters: Parameters) -> Step:
     )
 
 
+def _needs_lock(sql: str, connection: Connection, parameters: Parameters) -> Step:
+    if _used(connection, sql.split("'")[1]) == connection.id:
+        return refusal(connection, reads_tables=False) or Ok()
+    return ServerError(1242, "Subquery returns more than 1 row")
+
+
 def _slots(sql: str, connection: Connection, parameters: Parameters) -> Step:
     count, prefix, _ = map(plain, parameters)
     found = []
@@ -167,6 +173,7 @@ _BEGINNINGS: dict[str, Callable[[str, Connection, Parameters], Step]] = {
     "WITH RECURSIVE slot ": _slots,
     "SELECT IS_USED_LOCK('": _has_lock,
     "SHOW SESSION STATUS ": _writes,
+    "SET @xacoord = IF(IS_USED_LOCK('": _needs_lock,
     "\nSELECT /*+ MAX_EXECUTION_TIME": _blocked,
     "\nSET STATEMENT max_statement_time": _blocked,
 }

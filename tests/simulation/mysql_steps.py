@@ -9,7 +9,7 @@ from typing import TypeAlias
 from participant_agent.core.effects import Lost, Ok, ServerError
 
 Answer: TypeAlias = Ok | ServerError | Lost
-Done: TypeAlias = Callable[[Answer], None]
+Done: TypeAlias = Callable[[tuple[Answer, ...]], None]
 
 
 @dataclass

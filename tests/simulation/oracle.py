@@ -166,7 +166,8 @@ class Oracle:
         fence = self._fences.get((coordinator.id, node.participant), 0)
         if verb in ("START", "PREPARE") and int(gtrid[6:10], 36) < fence:
             self.violated("I6", f"{node.name} sends {verb} of {gtrid} below the fence {fence}")
-        if verb == "ROLLBACK" and gtrid in self._acknowledged.get(coordinator.id, ()):
+        decided = gtrid in self._acknowledged.get(coordinator.id, ()) and gtrid not in self.tampered
+        if verb == "ROLLBACK" and decided:
             self.violated("I2", f"{node.name} rolls back {gtrid}, which is durably decided to commit")
         if verb == "ROLLBACK" and gtrid in self._lost:
             self.violated("LOST", f"{node.name} rolls back {gtrid}, whose decision was lost with the log")

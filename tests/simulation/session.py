@@ -10,6 +10,8 @@ Fault model:
     however late that is, and after it the news that the client has gone.
  6. the agent's process dies: nothing that it does reaches the server any more. What it had sent arrives;
     then the server sees the connection close, at once or after a while.
+ 7. several queries in one packet: one message there, one back; the server goes through them to the first
+    that fails, whether its client lives or not. What happens to one of them on the network happens to all.
 """
 
 from __future__ import annotations
@@ -143,7 +145,7 @@ class SimulatedSession(Session):
         self._sessions = sessions
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        self._answer: asyncio.Future[Result] | None = None
+        self._answer: asyncio.Future[tuple[Result, ...]] | None = None
         self._sending = False
         self._gone = False  # our side is closed, as far as the server will ever hear
         self._process_is_dead = False
@@ -153,6 +155,7 @@ class SimulatedSession(Session):
         self.condemned = False
         self.on_death = None
         self.net_buffer_length = 1024
+        self.batches = True
         connection.on_lost = self._server_hung_up
         sessions[self] = None
 
@@ -163,14 +166,18 @@ class SimulatedSession(Session):
 
     async def query(self, query: Query) -> Result:
         """Run one query, as Session does."""
-        place(f"before query {query.verb.value}")
+        return (await self.batch((query,)))[0]
+
+    async def batch(self, queries: tuple[Query, ...]) -> tuple[Result, ...]:
+        """Run several, as Session does."""
+        place(f"before query {queries[0].verb.value}")
         if self.dead or self._process_is_dead:
-            return Lost()
+            return (Lost(),)
         if self._answer is not None:
             raise AssertionError("two queries at once on one session")
-        answer: asyncio.Future[Result] = self._loop.create_future()
+        answer: asyncio.Future[tuple[Result, ...]] = self._loop.create_future()
         self._answer = answer
-        self._send(query, answer)
+        self._send(queries, answer)
         timer = self._loop.call_later(self._target.timeout_seconds, self._timed_out)
         try:
             return await answer
@@ -180,22 +187,22 @@ class SimulatedSession(Session):
         finally:
             timer.cancel()
             self._answer = None
-            place(f"after query {query.verb.value}")
+            place(f"after query {queries[-1].verb.value}")
 
     def _timed_out(self) -> None:
         self._die(Lost(f"no answer within {self._target.timeout_seconds:g} s", timed_out=True))
 
-    def _send(self, query: Query, answer: asyncio.Future[Result]) -> None:
-        fault = self._conditions.fault(query.verb)
+    def _send(self, queries: tuple[Query, ...], answer: asyncio.Future[tuple[Result, ...]]) -> None:
+        faults = [(query.verb, fault) for query in queries if (fault := self._conditions.fault(query.verb))]
         self._sending = True
-        self._after_latency(lambda: self._arrive(query, answer, fault))
+        self._after_latency(lambda: self._arrive(queries, answer, *(faults or [(Verb.OTHER, "")])[0]))
 
-    def _die(self, result: Result) -> None:
+    def _die(self, *results: Result) -> None:
         if self.dead:
             return
         self.dead = True
         if self._answer is not None and not self._answer.done():
-            self._answer.set_result(result)
+            self._answer.set_result(results)
         self._leave(0.0)
         if self.on_death is not None:
             self.on_death()
@@ -218,23 +225,29 @@ class SimulatedSession(Session):
         seconds = delay + self._conditions.seconds()
         self._loop.call_later(seconds, self._conditions.through, deliver, context=self._server.context)
 
-    def _arrive(self, query: Query, answer: asyncio.Future[Result], fault: str) -> None:
+    def _arrive(
+        self,
+        queries: tuple[Query, ...],
+        answer: asyncio.Future[tuple[Result, ...]],
+        verb: Verb,
+        fault: str,
+    ) -> None:
         self._sending = False
         if fault == "cut_before":
             self._link.drop()
-            self._back(self._hear, answer, Lost())
+            self._back(self._hear, answer, (Lost(),))
             return
 
-        def done(result: Result) -> None:
+        def done(results: tuple[Result, ...]) -> None:
             if fault:
-                self._conditions.counters[f"answer lost: {query.verb.value}"] += 1
+                self._conditions.counters[f"answer lost: {verb.value}"] += 1
             if fault == "cut_after":
                 self._link.drop()
-                self._back(self._hear, answer, Lost())
+                self._back(self._hear, answer, (Lost(),))
             elif fault != "silence":
-                self._back(self._hear, answer, result)
+                self._back(self._hear, answer, results)
 
-        self._link.submit(query.sql, query.parameters, done)
+        self._link.submit_all([(query.sql, query.parameters) for query in queries], done)
         if self._gone_early:
             self._link.drop()
 
@@ -259,10 +272,12 @@ class SimulatedSession(Session):
 
     # -- back in the agent's process
 
-    def _hear(self, answer: asyncio.Future[Result], result: Result) -> None:
+    def _hear(self, answer: asyncio.Future[tuple[Result, ...]], results: tuple[Result, ...]) -> None:
         if self.dead:
             return
-        if isinstance(result, Lost) or self._answer is not answer:  # lost, or nobody waits for it any more
-            self._die(result)
+        if (
+            isinstance(results[-1], Lost) or self._answer is not answer
+        ):  # lost, or nobody waits for it any more
+            self._die(*results)
         elif not answer.done():
-            answer.set_result(result)
+            answer.set_result(results)
