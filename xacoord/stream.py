@@ -7,7 +7,7 @@ Two threads serve a stream. The writer is gRPC's own, which iterates `_messages`
 written the next one gathers. The reader sleeps in gRPC and hands out answers. A waiting thread sleeps on a
 lock of its own, the cheapest thing to wait on that Python has.
 
-A call's life, each step under the stream's lock:
+A call's life (from 1 to 2 under the stream's lock; who takes it out of what is under way decides on 3):
 
 1. it is in the outbox: nobody else knows of it. Where the stream ends now it was never sent, and the caller
    sends it on another way.
