@@ -33,7 +33,7 @@ from coordinator.core.replay import LogContradiction
 from coordinator.http import HttpServer
 from coordinator.journal import JournalError
 from coordinator.runtime import Runtime
-from coordinator.service import CoordinatorService
+from coordinator.service import MAX_ANSWER_BYTES, CoordinatorService
 from coordinator.v1 import admin_pb2, admin_pb2_grpc, coordinator_pb2, coordinator_pb2_grpc
 from coordinator.version import VERSION
 from shell import logs
@@ -59,17 +59,20 @@ class Daemon:
             interceptors=[ErrorInterceptor()],
             options=[
                 ("grpc.max_receive_message_length", section.max_message_bytes),
-                ("grpc.max_send_message_length", 16 << 20),
+                ("grpc.max_send_message_length", MAX_ANSWER_BYTES),
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_metadata_size", 16 << 10),
                 # Above these, gRPC itself drops calls without an ErrorInfo: unknown outcomes for clients.
                 ("grpc.server.max_pending_requests", 20_000),
                 ("grpc.server.max_pending_requests_hard_limit", 40_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                # A client whose machine has died does not end its Session stream.
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
             ],
         )
         self._health = health.HealthServicer()
-        service = CoordinatorService(runtime)
+        self._service = service = CoordinatorService(runtime)
         coordinator_pb2_grpc.add_CoordinatorServicer_to_server(service, self._server)
         admin_pb2_grpc.add_AdminServicer_to_server(AdminService(runtime, service), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -118,6 +121,7 @@ class Daemon:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._runtime.drain(section.drain_seconds)
         await self._end_if_the_log_failed()
+        self._service.streams.end()
         await self._server.stop(_GRACE_SECONDS)
         await self._end_if_the_log_failed()
         if http is not None:

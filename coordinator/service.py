@@ -21,7 +21,9 @@ from coordinator.v1 import coordinator_pb2 as pb
 from coordinator.v1 import coordinator_pb2_grpc as rpc
 from dtp import Gtrid, Outcome, Reason, XacoordError
 from dtp.xid import RANDOM_BITS
+from shell.streams import ANSWER_OVERHEAD, Method, Streams
 
+MAX_ANSWER_BYTES = 16 << 20
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1_000
 
@@ -36,6 +38,19 @@ class CoordinatorService(rpc.CoordinatorServicer):
         self._randbits = randbits
         self._driver = runtime.driver
         self._core = runtime.driver.core
+        methods: dict[str, Method] = {
+            "begin": self.Begin,
+            "run": self.Run,
+            "commit": self.Commit,
+            "rollback": self.Rollback,
+            "get": self.Get,
+        }
+        self.streams = Streams(pb.Answer, methods, MAX_ANSWER_BYTES - ANSWER_OVERHEAD)
+
+    async def Session(self, requests: AsyncIterator[pb.SessionRequest], context: Context) -> Any:
+        """Many calls on one stream; its messages come serialised."""
+        async for message in self.streams.serve(requests):
+            yield message
 
     def _check_ready(self) -> None:
         reason = self._runtime.not_ready

@@ -18,7 +18,7 @@ from participant_agent.agent import Agent, PreflightError
 from participant_agent.config import Config
 from participant_agent.control import StartError
 from participant_agent.core.preflight import Check
-from participant_agent.service import Service
+from participant_agent.service import MAX_ANSWER_BYTES, Service
 from participant_agent.session import ConnectError
 from participant_agent.v1 import participant_agent_pb2 as pb
 from participant_agent.v1 import participant_agent_pb2_grpc as rpc
@@ -30,7 +30,7 @@ _NAMES = (pb.DESCRIPTOR.services_by_name["ParticipantAgent"].full_name, "")
 _WATCH_SECONDS = 0.05
 _OPTIONS = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES + (1 << 20)),
+    ("grpc.max_send_message_length", MAX_ANSWER_BYTES),
     ("grpc.so_reuseport", 0),
     # Coordinators ping an idle stream every 5 s; by default gRPC takes that for abuse and hangs up.
     ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
@@ -127,6 +127,7 @@ class Host:
                 await self._watching
         await self._set_health(serving=False)
         await self.agent.stop()
+        self.service.streams.end()
         await self._server.stop(1.0)
 
     async def _set_health(self, *, serving: bool) -> None:

@@ -20,7 +20,9 @@ from participant_agent.fences import mismatch
 from participant_agent.link import Link
 from participant_agent.v1 import participant_agent_pb2 as pb
 from participant_agent.v1 import participant_agent_pb2_grpc as rpc
+from shell.streams import ANSWER_OVERHEAD, Method, Streams
 
+MAX_ANSWER_BYTES = 5 << 20
 _MAX_PARTICIPANTS = 64
 _EVIDENCE: dict[Lookup, pb.EvidenceState.ValueType] = {
     Lookup.COMMITTED: pb.EVIDENCE_STATE_COMMITTED,
@@ -37,6 +39,13 @@ class Service(rpc.ParticipantAgentServicer):
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
+        methods: dict[str, Method] = {"execute": self.Execute}
+        self.streams = Streams(pb.Answer, methods, MAX_ANSWER_BYTES - ANSWER_OVERHEAD)
+
+    async def Session(self, requests: AsyncIterator[pb.SessionRequest], context: Context) -> Any:
+        """Many Executes on one stream; its messages come serialised."""
+        async for message in self.streams.serve(requests):
+            yield message
 
     async def Execute(self, request: pb.ExecuteRequest, context: Context) -> pb.ExecuteResponse:
         if request.participant not in ("", self._agent.config.agent.participant):

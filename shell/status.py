@@ -76,7 +76,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(
                 _stream(handler.stream_stream, method),
                 _tolerant(handler.request_deserializer),
-                handler.response_serializer,
+                _unless_serialized(handler.response_serializer),
             )
         return handler
 
@@ -93,6 +93,11 @@ def _tolerant(deserialize: Any) -> Any:
             return _Broken()
 
     return parse
+
+
+def _unless_serialized(serialize: Any) -> Any:
+    """For streams whose messages are put together in their serialised form (shell.streams)."""
+    return lambda message: message if isinstance(message, bytes) else serialize(message)
 
 
 def _checked(request: Any) -> Any:
@@ -116,7 +121,7 @@ def _unary(inner: Any, method: str) -> Any:
         except grpc.aio.AbortError:
             raise
         except Exception:
-            await _unexpected(context, method)
+            await abort(context, unexpected(method))
 
     return call
 
@@ -131,11 +136,12 @@ def _stream(inner: Any, method: str) -> Any:
         except grpc.aio.AbortError:
             raise
         except Exception:
-            await _unexpected(context, method)
+            await abort(context, unexpected(method))
 
     return call
 
 
-async def _unexpected(context: grpc.aio.ServicerContext[Any, Any], method: str) -> NoReturn:
+def unexpected(method: str) -> XacoordError:
+    """What a caller hears of an exception that nobody expected; the log has the rest."""
     structlog.get_logger().exception("unexpected error in a call", method=method)
-    await abort(context, XacoordError(Reason.INTERNAL, "internal error; see the daemon's log"))
+    return XacoordError(Reason.INTERNAL, "internal error; see the daemon's log")

@@ -1,6 +1,6 @@
-"""Driver: performs the steps of a flow, blocking. The only place that calls gRPC, sleeps or reads a clock.
+"""Driver: performs the steps of a flow, blocking: calls, over a line to each address, and pauses.
 
-Channels are made on first use and kept, one an address, for all threads. gRPC's threads do not
+Lines are made on first use and kept, one an address, for all threads. gRPC's threads do not
 survive a fork, so a driver refuses to work in another process than its own instead of hanging.
 """
 
@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 
 import grpc
 
-from coordinator.v1.coordinator_pb2_grpc import CoordinatorStub
-from participant_agent.v1.participant_agent_pb2_grpc import ParticipantAgentStub
-from xacoord.faults import decode_fault
+from xacoord.faults import Fault
 from xacoord.flows import Call, Flow, Pause, Reply
+from xacoord.line import Line
 
 T = TypeVar("T")
 
@@ -46,8 +45,7 @@ class Driver:
         self.address = address
         self._credentials = credentials
         self._lock = threading.Lock()
-        self._channels: dict[str, grpc.Channel] = {}
-        self._stubs: dict[str, CoordinatorStub | ParticipantAgentStub] = {}
+        self._lines: dict[str, Line] = {}
         self._pid = os.getpid()
         self._closed = False
 
@@ -68,45 +66,41 @@ class Driver:
             flow.close()
 
     def close(self) -> None:
-        """Close all channels; calls under way fail. Repeating it is harmless."""
+        """Close all lines; calls under way fail. Repeating it is harmless."""
         with self._lock:
             self._closed = True
-            channels = list(self._channels.values())
-            self._channels.clear()
-            self._stubs.clear()
+            lines = list(self._lines.values())
+            self._lines.clear()
         if os.getpid() == self._pid:
-            for channel in channels:
-                channel.close()
+            for line in lines:
+                line.close()
 
     def _perform(self, step: Call | Pause) -> Reply:
         started = self.now()
         if isinstance(step, Pause):
             time.sleep(step.seconds)
             return Reply(started, self.now())
-        method = getattr(self._stub(step.address), step.method)
-        try:
-            message = method(step.request, timeout=max(0.001, step.timeout_seconds))
-        except grpc.RpcError as error:
-            return Reply(started, self.now(), fault=decode_fault(error))
-        return Reply(started, self.now(), message)
+        line = self._line(step.address)
+        answer = line.call(step.method, step.request, max(0.001, step.timeout_seconds))
+        if isinstance(answer, Fault):
+            return Reply(started, self.now(), fault=answer)
+        return Reply(started, self.now(), answer)
 
-    def _stub(self, agent: str) -> CoordinatorStub | ParticipantAgentStub:
+    def _line(self, agent: str) -> Line:
         if os.getpid() != self._pid:
             raise RuntimeError(
                 "this TransactionManager was connected before a fork: connect in the child process "
                 "(gunicorn: post_fork, Celery: worker_process_init)"
             )
-        stub = self._stubs.get(agent)
-        if stub is not None:
-            return stub
+        line = self._lines.get(agent)
+        if line is not None:
+            return line
         with self._lock:
             if self._closed:
                 raise RuntimeError("this TransactionManager is closed")
-            if agent not in self._stubs:
-                channel = self._open(agent or self.address)
-                self._channels[agent] = channel
-                self._stubs[agent] = ParticipantAgentStub(channel) if agent else CoordinatorStub(channel)
-            return self._stubs[agent]
+            if agent not in self._lines:
+                self._lines[agent] = Line(self._open(agent or self.address), to_agent=bool(agent))
+            return self._lines[agent]
 
     def _open(self, address: str) -> grpc.Channel:
         if self._credentials is None:

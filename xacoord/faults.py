@@ -60,6 +60,20 @@ def decode_fault(error: Any) -> Fault:
     return make_fault(error.code().name, error.details() or "", error.trailing_metadata() or ())
 
 
+def decode_status(data: bytes) -> Fault:
+    """The fault behind a google.rpc.Status, serialised, as a stream's answer carries it."""
+    from google.protobuf.message import DecodeError
+    from google.rpc.code_pb2 import Code
+    from google.rpc.status_pb2 import Status
+
+    try:
+        status = Status.FromString(data)
+    except DecodeError:
+        return make_fault("UNKNOWN", "an error that cannot be read", ())
+    name = Code.Name(status.code) if status.code in Code.values() else "UNKNOWN"
+    return make_fault(name, status.message, ((STATUS_KEY, data),))
+
+
 def make_fault(status: str, details: str, trailers: Iterable[tuple[str, str | bytes]]) -> Fault:
     """The fault behind a status name, its text and the trailing metadata."""
     # Imported here: most processes never see an error.

@@ -13,7 +13,6 @@ from google.protobuf.duration_pb2 import Duration
 
 from coordinator.v1 import coordinator_pb2 as pb
 from participant_agent.v1 import participant_agent_pb2 as agent_pb
-from participant_agent.v1 import statement_pb2
 from xacoord.statement import Branch, Statement, StatementLike, WaitFor, as_statement
 from xacoord.values import encode_text, encode_value
 
@@ -40,32 +39,26 @@ def run_request(
     in_order: bool,
 ) -> pb.RunRequest:
     """The request that does a whole transaction in one call."""
-    return pb.RunRequest(
-        branches=[
-            pb.RunBranch(
-                participant=encode_text(branch.participant, "a participant's name"),
-                statements=encode_statements(branch.statements),
-                read_only=branch.read_only,
-            )
-            for branch in branches
-        ],
+    request = pb.RunRequest(
         timeout=_duration(timeout_seconds),
         idempotency_key=_key(idempotency_key),
         wait_for=encode_wait_for(wait_for),
         in_order=in_order,
     )
+    for branch in branches:
+        participant = encode_text(branch.participant, "a participant's name")
+        added = request.branches.add(participant=participant, read_only=branch.read_only)
+        _add_statements(added, branch.statements)
+    return request
 
 
 def execute_request(
     gtrid: str, participant: str, statements: Iterable[StatementLike], read_only: bool
 ) -> agent_pb.ExecuteRequest:
     """The request that runs statements inside a branch; the agent checks that it is the participant's."""
-    return agent_pb.ExecuteRequest(
-        gtrid=gtrid,
-        participant=participant,
-        statements=encode_statements(statements),
-        read_only=read_only,
-    )
+    request = agent_pb.ExecuteRequest(gtrid=gtrid, participant=participant, read_only=read_only)
+    _add_statements(request, statements)
+    return request
 
 
 def commit_request(gtrid: str, wait_for: WaitFor) -> pb.CommitRequest:
@@ -84,8 +77,10 @@ def encode_wait_for(wait_for: str) -> pb.WaitFor.ValueType:
     return _WAIT_FOR[wait_for]
 
 
-def encode_statements(statements: Iterable[StatementLike]) -> list[statement_pb2.Statement]:
-    """Statements as the protocol carries them.
+def _add_statements(
+    target: pb.RunBranch | agent_pb.ExecuteRequest, statements: Iterable[StatementLike]
+) -> None:
+    """Add statements as the protocol carries them. In place: a message that is put into another is copied.
 
     Raises:
         TypeError: one text in place of a list, or a parameter without an SQL counterpart.
@@ -93,19 +88,19 @@ def encode_statements(statements: Iterable[StatementLike]) -> list[statement_pb2
     """
     if isinstance(statements, str | Statement):
         raise TypeError("give a list of statements, not a single one")
-    return [_encode_statement(as_statement(statement)) for statement in statements]
-
-
-def _encode_statement(statement: Statement) -> statement_pb2.Statement:
-    params = statement.params
-    if isinstance(params, str | bytes | bytearray | memoryview | Mapping) or not isinstance(params, Iterable):
-        raise TypeError(f"params must be a list or tuple of values, not {type(params).__qualname__}")
-    return statement_pb2.Statement(
-        sql=encode_text(statement.sql, "a statement's text"),
-        parameters=[encode_value(value) for value in params],
-        expect_rows=_count(statement.expect_rows, "expect_rows"),
-        min_rows=_count(statement.min_rows, "min_rows"),
-    )
+    for given in statements:
+        statement = as_statement(given)
+        params = statement.params
+        if isinstance(params, str | bytes | bytearray | memoryview | Mapping) or not isinstance(
+            params, Iterable
+        ):
+            raise TypeError(f"params must be a list or tuple of values, not {type(params).__qualname__}")
+        added = target.statements.add(
+            sql=encode_text(statement.sql, "a statement's text"),
+            expect_rows=_count(statement.expect_rows, "expect_rows"),
+            min_rows=_count(statement.min_rows, "min_rows"),
+        )
+        added.parameters.extend([encode_value(value) for value in params])
 
 
 def _count(number: int | None, name: str) -> int | None:

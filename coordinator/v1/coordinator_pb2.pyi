@@ -571,6 +571,126 @@ class WatchResponse(google.protobuf.message.Message):
 Global___WatchResponse: typing_extensions.TypeAlias = WatchResponse
 
 @typing.final
+class SessionRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: builtins.int
+    CANCELLED_FIELD_NUMBER: builtins.int
+    @property
+    def calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Call]: ...
+    @property
+    def cancelled(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Ids of calls whose answer nobody waits for any more: as if a unary call were cancelled. They are not answered, unless
+        the answer is on its way already.
+        """
+
+    def __init__(
+        self,
+        *,
+        calls: collections.abc.Iterable[Global___Call] | None = ...,
+        cancelled: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls", b"calls", "cancelled", b"cancelled"]) -> None: ...
+
+Global___SessionRequest: typing_extensions.TypeAlias = SessionRequest
+
+@typing.final
+class Call(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    BEGIN_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    COMMIT_FIELD_NUMBER: builtins.int
+    ROLLBACK_FIELD_NUMBER: builtins.int
+    GET_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    """Greater than every id before it on this stream."""
+    @property
+    def begin(self) -> Global___BeginRequest: ...
+    @property
+    def run(self) -> Global___RunRequest: ...
+    @property
+    def commit(self) -> Global___CommitRequest: ...
+    @property
+    def rollback(self) -> Global___RollbackRequest: ...
+    @property
+    def get(self) -> Global___GetRequest: ...
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+        begin: Global___BeginRequest | None = ...,
+        run: Global___RunRequest | None = ...,
+        commit: Global___CommitRequest | None = ...,
+        rollback: Global___RollbackRequest | None = ...,
+        get: Global___GetRequest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["begin", b"begin", "commit", b"commit", "get", b"get", "request", b"request", "rollback", b"rollback", "run", b"run"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["begin", b"begin", "commit", b"commit", "get", b"get", "id", b"id", "request", b"request", "rollback", b"rollback", "run", b"run"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["request", b"request"]) -> typing.Literal["begin", "run", "commit", "rollback", "get"] | None: ...
+
+Global___Call: typing_extensions.TypeAlias = Call
+
+@typing.final
+class SessionResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: builtins.int
+    @property
+    def answers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Answer]: ...
+    def __init__(
+        self,
+        *,
+        answers: collections.abc.Iterable[Global___Answer] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers"]) -> None: ...
+
+Global___SessionResponse: typing_extensions.TypeAlias = SessionResponse
+
+@typing.final
+class Answer(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    BEGIN_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    COMMIT_FIELD_NUMBER: builtins.int
+    ROLLBACK_FIELD_NUMBER: builtins.int
+    GET_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    """The call's."""
+    status: builtins.bytes
+    """A google.rpc.Status: what a unary call carries in grpc-status-details-bin."""
+    @property
+    def begin(self) -> Global___BeginResponse: ...
+    @property
+    def run(self) -> Global___RunResponse: ...
+    @property
+    def commit(self) -> Global___CommitResponse: ...
+    @property
+    def rollback(self) -> Global___RollbackResponse: ...
+    @property
+    def get(self) -> Global___GetResponse: ...
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+        begin: Global___BeginResponse | None = ...,
+        run: Global___RunResponse | None = ...,
+        commit: Global___CommitResponse | None = ...,
+        rollback: Global___RollbackResponse | None = ...,
+        get: Global___GetResponse | None = ...,
+        status: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["begin", b"begin", "commit", b"commit", "get", b"get", "response", b"response", "rollback", b"rollback", "run", b"run", "status", b"status"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["begin", b"begin", "commit", b"commit", "get", b"get", "id", b"id", "response", b"response", "rollback", b"rollback", "run", b"run", "status", b"status"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["response", b"response"]) -> typing.Literal["begin", "run", "commit", "rollback", "get", "status"] | None: ...
+
+Global___Answer: typing_extensions.TypeAlias = Answer
+
+@typing.final
 class Branch(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -72,6 +72,11 @@ class CoordinatorStub(object):
                 request_serializer=coordinator_dot_v1_dot_coordinator__pb2.WatchRequest.SerializeToString,
                 response_deserializer=coordinator_dot_v1_dot_coordinator__pb2.WatchResponse.FromString,
                 _registered_method=True)
+        self.Session = channel.stream_stream(
+                '/coordinator.v1.Coordinator/Session',
+                request_serializer=coordinator_dot_v1_dot_coordinator__pb2.SessionRequest.SerializeToString,
+                response_deserializer=coordinator_dot_v1_dot_coordinator__pb2.SessionResponse.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer(object):
@@ -129,6 +134,16 @@ class CoordinatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Session(self, request_iterator, context):
+        """The calls above but List and Watch, many at once on one long-lived stream: the same requests, responses and errors,
+        for clients with so many calls that a message for each is dear. The first response is empty and comes at once. Answers
+        come in any order. When the stream ends with status OK every call without an answer was not carried out; when it
+        breaks, what became of those calls is not known, as after UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -166,6 +181,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=coordinator_dot_v1_dot_coordinator__pb2.WatchRequest.FromString,
                     response_serializer=coordinator_dot_v1_dot_coordinator__pb2.WatchResponse.SerializeToString,
+            ),
+            'Session': grpc.stream_stream_rpc_method_handler(
+                    servicer.Session,
+                    request_deserializer=coordinator_dot_v1_dot_coordinator__pb2.SessionRequest.FromString,
+                    response_serializer=coordinator_dot_v1_dot_coordinator__pb2.SessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -360,6 +380,33 @@ class Coordinator(object):
             '/coordinator.v1.Coordinator/Watch',
             coordinator_dot_v1_dot_coordinator__pb2.WatchRequest.SerializeToString,
             coordinator_dot_v1_dot_coordinator__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Session(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/coordinator.v1.Coordinator/Session',
+            coordinator_dot_v1_dot_coordinator__pb2.SessionRequest.SerializeToString,
+            coordinator_dot_v1_dot_coordinator__pb2.SessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

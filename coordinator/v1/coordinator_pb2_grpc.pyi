@@ -137,7 +137,23 @@ _CoordinatorWatchType = typing_extensions.TypeVar(
     ],
 )
 
-class CoordinatorStub(typing.Generic[_CoordinatorBeginType, _CoordinatorRunType, _CoordinatorCommitType, _CoordinatorRollbackType, _CoordinatorGetType, _CoordinatorListType, _CoordinatorWatchType]):
+_CoordinatorSessionType = typing_extensions.TypeVar(
+    '_CoordinatorSessionType',
+    grpc.StreamStreamMultiCallable[
+        coordinator.v1.coordinator_pb2.SessionRequest,
+        coordinator.v1.coordinator_pb2.SessionResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        coordinator.v1.coordinator_pb2.SessionRequest,
+        coordinator.v1.coordinator_pb2.SessionResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        coordinator.v1.coordinator_pb2.SessionRequest,
+        coordinator.v1.coordinator_pb2.SessionResponse,
+    ],
+)
+
+class CoordinatorStub(typing.Generic[_CoordinatorBeginType, _CoordinatorRunType, _CoordinatorCommitType, _CoordinatorRollbackType, _CoordinatorGetType, _CoordinatorListType, _CoordinatorWatchType, _CoordinatorSessionType]):
     """Errors are google.rpc.Status with one google.rpc.ErrorInfo: domain "xacoord", reason a stable code (dtp/errors.py),
     metadata "retryable", "definite" ("true" or "false") and, where it applies, "gtrid". An error that is not definite
     leaves the outcome unknown: ask Get.
@@ -173,6 +189,10 @@ class CoordinatorStub(typing.Generic[_CoordinatorBeginType, _CoordinatorRunType,
             coordinator.v1.coordinator_pb2.WatchRequest,
             coordinator.v1.coordinator_pb2.WatchResponse,
         ],
+        grpc.StreamStreamMultiCallable[
+            coordinator.v1.coordinator_pb2.SessionRequest,
+            coordinator.v1.coordinator_pb2.SessionResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -205,6 +225,10 @@ class CoordinatorStub(typing.Generic[_CoordinatorBeginType, _CoordinatorRunType,
             coordinator.v1.coordinator_pb2.WatchRequest,
             coordinator.v1.coordinator_pb2.WatchResponse,
         ],
+        grpc.aio.StreamStreamMultiCallable[
+            coordinator.v1.coordinator_pb2.SessionRequest,
+            coordinator.v1.coordinator_pb2.SessionResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Begin: _CoordinatorBeginType
@@ -227,6 +251,13 @@ class CoordinatorStub(typing.Generic[_CoordinatorBeginType, _CoordinatorRunType,
 
     Watch: _CoordinatorWatchType
     """A transaction's states as they change, until it has ended."""
+
+    Session: _CoordinatorSessionType
+    """The calls above but List and Watch, many at once on one long-lived stream: the same requests, responses and errors,
+    for clients with so many calls that a message for each is dear. The first response is empty and comes at once. Answers
+    come in any order. When the stream ends with status OK every call without an answer was not carried out; when it
+    breaks, what became of those calls is not known, as after UNAVAILABLE.
+    """
 
 CoordinatorAsyncStub: typing_extensions.TypeAlias = CoordinatorStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -256,6 +287,10 @@ CoordinatorAsyncStub: typing_extensions.TypeAlias = CoordinatorStub[
     grpc.aio.UnaryStreamMultiCallable[
         coordinator.v1.coordinator_pb2.WatchRequest,
         coordinator.v1.coordinator_pb2.WatchResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        coordinator.v1.coordinator_pb2.SessionRequest,
+        coordinator.v1.coordinator_pb2.SessionResponse,
     ],
 ]
 
@@ -320,5 +355,17 @@ class CoordinatorServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[coordinator.v1.coordinator_pb2.WatchResponse], collections.abc.AsyncIterator[coordinator.v1.coordinator_pb2.WatchResponse]]:
         """A transaction's states as they change, until it has ended."""
+
+    @abc.abstractmethod
+    def Session(
+        self,
+        request_iterator: _MaybeAsyncIterator[coordinator.v1.coordinator_pb2.SessionRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[coordinator.v1.coordinator_pb2.SessionResponse], collections.abc.AsyncIterator[coordinator.v1.coordinator_pb2.SessionResponse]]:
+        """The calls above but List and Watch, many at once on one long-lived stream: the same requests, responses and errors,
+        for clients with so many calls that a message for each is dear. The first response is empty and comes at once. Answers
+        come in any order. When the stream ends with status OK every call without an answer was not carried out; when it
+        breaks, what became of those calls is not known, as after UNAVAILABLE.
+        """
 
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -923,3 +923,91 @@ class Recollection(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["gtrid", b"gtrid", "participants", b"participants", "prepared", b"prepared", "state", b"state"]) -> None: ...
 
 Global___Recollection: typing_extensions.TypeAlias = Recollection
+
+@typing.final
+class SessionRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: builtins.int
+    CANCELLED_FIELD_NUMBER: builtins.int
+    @property
+    def calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Call]: ...
+    @property
+    def cancelled(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Ids of calls whose answer nobody waits for any more: as if a unary call were cancelled, which kills the statement and
+        dooms the branch.
+        """
+
+    def __init__(
+        self,
+        *,
+        calls: collections.abc.Iterable[Global___Call] | None = ...,
+        cancelled: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls", b"calls", "cancelled", b"cancelled"]) -> None: ...
+
+Global___SessionRequest: typing_extensions.TypeAlias = SessionRequest
+
+@typing.final
+class Call(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    EXECUTE_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    """Greater than every id before it on this stream."""
+    @property
+    def execute(self) -> Global___ExecuteRequest: ...
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+        execute: Global___ExecuteRequest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["execute", b"execute", "request", b"request"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["execute", b"execute", "id", b"id", "request", b"request"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["request", b"request"]) -> typing.Literal["execute"] | None: ...
+
+Global___Call: typing_extensions.TypeAlias = Call
+
+@typing.final
+class SessionResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: builtins.int
+    @property
+    def answers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Answer]: ...
+    def __init__(
+        self,
+        *,
+        answers: collections.abc.Iterable[Global___Answer] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers"]) -> None: ...
+
+Global___SessionResponse: typing_extensions.TypeAlias = SessionResponse
+
+@typing.final
+class Answer(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    EXECUTE_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    """The call's."""
+    status: builtins.bytes
+    """A google.rpc.Status: what a unary call carries in grpc-status-details-bin."""
+    @property
+    def execute(self) -> Global___ExecuteResponse: ...
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+        execute: Global___ExecuteResponse | None = ...,
+        status: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["execute", b"execute", "response", b"response", "status", b"status"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["execute", b"execute", "id", b"id", "response", b"response", "status", b"status"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["response", b"response"]) -> typing.Literal["execute", "status"] | None: ...
+
+Global___Answer: typing_extensions.TypeAlias = Answer

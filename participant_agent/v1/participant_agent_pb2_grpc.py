@@ -67,6 +67,11 @@ class ParticipantAgentStub(object):
                 request_serializer=participant__agent_dot_v1_dot_participant__agent__pb2.RecallRequest.SerializeToString,
                 response_deserializer=participant__agent_dot_v1_dot_participant__agent__pb2.RecallResponse.FromString,
                 _registered_method=True)
+        self.Session = channel.stream_stream(
+                '/participant_agent.v1.ParticipantAgent/Session',
+                request_serializer=participant__agent_dot_v1_dot_participant__agent__pb2.SessionRequest.SerializeToString,
+                response_deserializer=participant__agent_dot_v1_dot_participant__agent__pb2.SessionResponse.FromString,
+                _registered_method=True)
 
 
 class ParticipantAgentServicer(object):
@@ -120,6 +125,13 @@ class ParticipantAgentServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Session(self, request_iterator, context):
+        """For clients: many Executes at once on one long-lived stream; see coordinator.v1.Coordinator.Session.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ParticipantAgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -152,6 +164,11 @@ def add_ParticipantAgentServicer_to_server(servicer, server):
                     servicer.Recall,
                     request_deserializer=participant__agent_dot_v1_dot_participant__agent__pb2.RecallRequest.FromString,
                     response_serializer=participant__agent_dot_v1_dot_participant__agent__pb2.RecallResponse.SerializeToString,
+            ),
+            'Session': grpc.stream_stream_rpc_method_handler(
+                    servicer.Session,
+                    request_deserializer=participant__agent_dot_v1_dot_participant__agent__pb2.SessionRequest.FromString,
+                    response_serializer=participant__agent_dot_v1_dot_participant__agent__pb2.SessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -319,6 +336,33 @@ class ParticipantAgent(object):
             '/participant_agent.v1.ParticipantAgent/Recall',
             participant__agent_dot_v1_dot_participant__agent__pb2.RecallRequest.SerializeToString,
             participant__agent_dot_v1_dot_participant__agent__pb2.RecallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Session(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/participant_agent.v1.ParticipantAgent/Session',
+            participant__agent_dot_v1_dot_participant__agent__pb2.SessionRequest.SerializeToString,
+            participant__agent_dot_v1_dot_participant__agent__pb2.SessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

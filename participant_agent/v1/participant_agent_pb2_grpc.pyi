@@ -121,7 +121,23 @@ _ParticipantAgentRecallType = typing_extensions.TypeVar(
     ],
 )
 
-class ParticipantAgentStub(typing.Generic[_ParticipantAgentExecuteType, _ParticipantAgentAttachType, _ParticipantAgentFenceType, _ParticipantAgentScanType, _ParticipantAgentLookupType, _ParticipantAgentRecallType]):
+_ParticipantAgentSessionType = typing_extensions.TypeVar(
+    '_ParticipantAgentSessionType',
+    grpc.StreamStreamMultiCallable[
+        participant_agent.v1.participant_agent_pb2.SessionRequest,
+        participant_agent.v1.participant_agent_pb2.SessionResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        participant_agent.v1.participant_agent_pb2.SessionRequest,
+        participant_agent.v1.participant_agent_pb2.SessionResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        participant_agent.v1.participant_agent_pb2.SessionRequest,
+        participant_agent.v1.participant_agent_pb2.SessionResponse,
+    ],
+)
+
+class ParticipantAgentStub(typing.Generic[_ParticipantAgentExecuteType, _ParticipantAgentAttachType, _ParticipantAgentFenceType, _ParticipantAgentScanType, _ParticipantAgentLookupType, _ParticipantAgentRecallType, _ParticipantAgentSessionType]):
     """Errors are google.rpc.Status with one google.rpc.ErrorInfo: domain "xacoord", reason a stable code (dtp/errors.py),
     metadata "retryable", "definite" ("true" or "false"), "gtrid" and, where it applies, "statement" (index from 0) and
     "errno" (the server's).
@@ -153,6 +169,10 @@ class ParticipantAgentStub(typing.Generic[_ParticipantAgentExecuteType, _Partici
             participant_agent.v1.participant_agent_pb2.RecallRequest,
             participant_agent.v1.participant_agent_pb2.RecallResponse,
         ],
+        grpc.StreamStreamMultiCallable[
+            participant_agent.v1.participant_agent_pb2.SessionRequest,
+            participant_agent.v1.participant_agent_pb2.SessionResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -181,6 +201,10 @@ class ParticipantAgentStub(typing.Generic[_ParticipantAgentExecuteType, _Partici
             participant_agent.v1.participant_agent_pb2.RecallRequest,
             participant_agent.v1.participant_agent_pb2.RecallResponse,
         ],
+        grpc.aio.StreamStreamMultiCallable[
+            participant_agent.v1.participant_agent_pb2.SessionRequest,
+            participant_agent.v1.participant_agent_pb2.SessionResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Execute: _ParticipantAgentExecuteType
@@ -207,6 +231,9 @@ class ParticipantAgentStub(typing.Generic[_ParticipantAgentExecuteType, _Partici
     transactions. Changes nothing, and is answered to everybody, whatever epoch is fenced.
     """
 
+    Session: _ParticipantAgentSessionType
+    """For clients: many Executes at once on one long-lived stream; see coordinator.v1.Coordinator.Session."""
+
 ParticipantAgentAsyncStub: typing_extensions.TypeAlias = ParticipantAgentStub[
     grpc.aio.UnaryUnaryMultiCallable[
         participant_agent.v1.participant_agent_pb2.ExecuteRequest,
@@ -231,6 +258,10 @@ ParticipantAgentAsyncStub: typing_extensions.TypeAlias = ParticipantAgentStub[
     grpc.aio.UnaryUnaryMultiCallable[
         participant_agent.v1.participant_agent_pb2.RecallRequest,
         participant_agent.v1.participant_agent_pb2.RecallResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        participant_agent.v1.participant_agent_pb2.SessionRequest,
+        participant_agent.v1.participant_agent_pb2.SessionResponse,
     ],
 ]
 
@@ -293,5 +324,13 @@ class ParticipantAgentServicer(metaclass=abc.ABCMeta):
         """For coordinators whose log was lost: what the agent remembers of a coordinator, and all that it can tell about
         transactions. Changes nothing, and is answered to everybody, whatever epoch is fenced.
         """
+
+    @abc.abstractmethod
+    def Session(
+        self,
+        request_iterator: _MaybeAsyncIterator[participant_agent.v1.participant_agent_pb2.SessionRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[participant_agent.v1.participant_agent_pb2.SessionResponse], collections.abc.AsyncIterator[participant_agent.v1.participant_agent_pb2.SessionResponse]]:
+        """For clients: many Executes at once on one long-lived stream; see coordinator.v1.Coordinator.Session."""
 
 def add_ParticipantAgentServicer_to_server(servicer: ParticipantAgentServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -13,8 +13,16 @@ import pytest
 
 from tests.network.net import GIVER, GRACE_SECONDS, TAKER, Net
 from tests.network.proxy import Way
+from tests.sdk import streaming
 
 SLACK_SECONDS = 0.7  # of a busy machine
+
+
+@pytest.fixture(autouse=True, params=["unary", "stream"])
+def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How the client's calls travel."""
+    if request.param == "stream":
+        streaming.always(monkeypatch)
 
 
 @pytest.mark.parametrize("way", Way)
@@ -81,12 +89,12 @@ def test_connection_lost_while_committing(any_net: Net) -> None:
 def test_run_with_a_key_is_done_once(any_net: Net) -> None:
     """The answer is lost with its connection, again and again: the same key does the work once."""
     held = any_net.servers[TAKER].hold(b"XA COMMIT")
-    deal = any_net.deal(3.0, key="once").start_run()
+    deal = any_net.deal(3.0, key=f"once-{time.monotonic_ns()}").start_run()
+    held.wait()  # else a call that was certainly never sent is the end of it
     for _ in range(3):
         any_net.until(lambda: any_net.front.connections > 0, "connected")
         any_net.front.reset()
         time.sleep(0.05)
-    held.wait()
     held.release()
     assert deal.wait() == "COMMITTED"
     assert any_net.has_row(TAKER, deal)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.sdk import streaming
 from tests.sdk.fakes import World
 from xacoord import TransactionManager
 
@@ -20,8 +21,12 @@ def world() -> Iterator[World]:
     world.servers.stop()
 
 
-@pytest.fixture
-def tm(world: World) -> Iterator[TransactionManager]:
-    """A manager connected to `world`."""
+@pytest.fixture(params=["unary", "stream"])
+def tm(
+    world: World, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TransactionManager]:
+    """A manager connected to `world`; with "stream" all its calls go over streams."""
+    if request.param == "stream":
+        streaming.always(monkeypatch)
     with TransactionManager.connect(world.address, grace=GRACE_SECONDS) as manager:
         yield manager

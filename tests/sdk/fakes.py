@@ -29,6 +29,7 @@ from dtp.errors import INDEFINITE, RETRYABLE, STATUS
 from participant_agent.v1 import participant_agent_pb2 as agent_pb
 from participant_agent.v1 import participant_agent_pb2_grpc as agent_grpc
 from participant_agent.v1 import statement_pb2
+from tests.sdk.streaming import Session
 
 Action = Callable[[Any, grpc.ServicerContext, Callable[[], Any]], Any]
 
@@ -95,10 +96,11 @@ def answer(response: Any) -> Action:
     return lambda request, context, work: response
 
 
-class Scripted:
+class Scripted(Session):
     """Actions to take before the honest behaviour, per method; and all requests seen."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.script: dict[str, deque[Action]] = defaultdict(deque)
         self.seen: list[tuple[str, Any]] = []
         self.time_left: dict[str, float] = {}
@@ -135,6 +137,8 @@ class Scripted:
 
 class FakeCoordinator(Scripted, pb_grpc.CoordinatorServicer):
     """Transactions in memory."""
+
+    module = pb
 
     def __init__(self) -> None:
         super().__init__()
@@ -229,6 +233,8 @@ class FakeCoordinator(Scripted, pb_grpc.CoordinatorServicer):
 
 class FakeAgent(Scripted, agent_grpc.ParticipantAgentServicer):
     """Answers every statement with its parameters as the only row."""
+
+    module = agent_pb
 
     def Execute(self, request: Any, context: Any) -> Any:
         def work() -> Any:

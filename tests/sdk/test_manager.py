@@ -55,7 +55,7 @@ def test_channels_and_directory_are_kept(tm: TransactionManager, world: World) -
             tx.branch("orders").execute("SELECT 1")
             tx.branch("orders").execute("SELECT 1")
     assert [request.directory for request in world.coordinator.requests("Begin")] == [True, False, False]
-    assert set(tm._session.driver._channels) == {"", world.coordinator.directory["orders"]}
+    assert set(tm._session.driver._lines) == {"", world.coordinator.directory["orders"]}
 
 
 def test_new_participant_is_looked_up(tm: TransactionManager, world: World) -> None:

@@ -307,6 +307,11 @@ def test_run(tm: TransactionManager, world: World) -> None:
     assert [branch.read_only for branch in request.branches] == [False, True]
     assert request.branches[0].statements[0].expect_rows == 1
     assert world.coordinator.methods() == ["Run"]
+
+
+@pytest.mark.parametrize("tm", ["unary"], indirect=True)
+def test_run_has_the_transactions_time_and_grace(tm: TransactionManager, world: World) -> None:
+    tm.run(BRANCHES, timeout=2.5)
     assert 2.5 < world.coordinator.time_left["Run"] < 3.2
 
 

@@ -63,6 +63,8 @@ def test_block_commits_everywhere(tm: TransactionManager, world: World) -> None:
     assert not stock.statements[0].HasField("expect_rows")
 
 
+# The servers hear a unary call's deadline; a stream's calls are cancelled by the client (test_stream.py).
+@pytest.mark.parametrize("tm", ["unary"], indirect=True)
 def test_each_call_has_the_transactions_time_and_grace(tm: TransactionManager, world: World) -> None:
     work(tm, timeout=100)
     assert 90 < world.agents["orders"].time_left["Execute"] < 101

@@ -6,6 +6,7 @@ participant) exits and is started again by its supervisor. Two agents may run fo
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from dtp import XacoordError
@@ -72,6 +73,7 @@ class AgentNode:
         self.conditions = Conditions(world.stream(f"sessions {participant}"), counters=world.counters)
         self.process: Process | None = None
         self.agent: Agent | None = None
+        self.service: Service | None = None
         self.zombies: list[Process] = []
         self.lives = 0
         self.may_run = True
@@ -103,7 +105,7 @@ class AgentNode:
             return None
         process.freeze()
         self.zombies.append(process)
-        self.process = self.agent = None
+        self.process = self.agent = self.service = None
         self.start()
         return process
 
@@ -115,6 +117,9 @@ class AgentNode:
 
         async def end() -> None:
             await agent.stop()
+            if self.service is not None:
+                self.service.streams.end()
+                await asyncio.sleep(0.01)
             process.kill()
 
         process.spawn(end())
@@ -123,7 +128,7 @@ class AgentNode:
         self.world.trace(self.name, "is dead", process.died_at_place)
         if process is not self.process:
             return  # a zombie: another one runs in its place
-        self.agent = None
+        self.agent = self.service = None
         self.world.network.later(0.02 + 2.0 * self.random.random() ** 2, self._start_again)
 
     def _start_again(self) -> None:
@@ -149,7 +154,10 @@ class AgentNode:
             self.agent = agent
         agent.fence = self._fencing(agent.fence)  # type: ignore[method-assign]
         listener = self.world.network.listen(self.address, process)
-        rpc.add_ParticipantAgentServicer_to_server(Service(agent), listener)  # type: ignore[arg-type]
+        service = Service(agent)
+        if process is self.process:
+            self.service = service
+        rpc.add_ParticipantAgentServicer_to_server(service, listener)  # type: ignore[arg-type]
 
     def _connecting(self, name: str) -> Connect:
         """What opens the sessions of one life."""

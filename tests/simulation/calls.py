@@ -18,6 +18,7 @@ from tests.simulation.network import Connection, Network, error, host_of, unavai
 from tests.simulation.process import CURRENT, Process, place
 
 _REFUSED_AGAIN_SECONDS = 0.25
+_WILD = "/Attach"  # the stream whose parts may come late, twice or not at all (network.py, 5)
 
 
 def channel(network: Network, address: str, keepalive: bool = False) -> Channel:
@@ -208,7 +209,7 @@ class ClientCall:
 
 
 class StreamCall:
-    """A bidirectional call, as AgentLink uses it."""
+    """A bidirectional call, as AgentLink and clients use it."""
 
     def __init__(self, call: ClientCall, serialize: Any) -> None:
         self._call = call
@@ -218,6 +219,9 @@ class StreamCall:
         network = self._call.network
         if network.trace.on:
             network.trace(self._call.client_name, f"sends to {self._call.server_name}", _short(message))
+        if not self._call.path.endswith(_WILD):
+            self._call.write(self._serialize(message))
+            return
         for delay, part in network.scatter(message, "commands"):
             if delay:
                 network.later(delay, self._call.write_late, self._serialize(part))
@@ -336,7 +340,7 @@ class ServerCall:
         if network.trace.on:
             answers = f"answers {self._connection.client.name}"
             network.trace(self._connection.server.name, answers, _short(response))
-        if self._handler.stream_stream is None:
+        if not self.path.endswith(_WILD):
             self._send_now(response)
             return
         for delay, part in network.scatter(response, "reports"):
@@ -369,4 +373,6 @@ class ServerCall:
 
 def _short(message: Any) -> str:
     """A message on one line, for the trace."""
+    if isinstance(message, bytes):
+        return f"{len(message)} bytes"
     return type(message).__name__ + "{" + " ".join(str(message).split()) + "}"

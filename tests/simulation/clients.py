@@ -1,5 +1,5 @@
-"""Clients: they do work in one-shot and interactive transactions, over the generated stubs, and note what
-they hear.
+"""Clients: they do work in one-shot and interactive transactions, over the generated stubs or over Session
+streams, and note what they hear.
 
 Fault model: a client vanishes at any place or at any time; it repeats what it got no answer to (Commit, Get,
 and Run with its key, never Run without one); it is late, rolls back, commits a branch that failed, and asks
@@ -27,11 +27,13 @@ from participant_agent.v1 import statement_pb2
 from tests.simulation.calls import channel
 from tests.simulation.ledger import Attempt, Work
 from tests.simulation.process import Process
+from tests.simulation.streams import StreamingStub
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 _PATIENCE = 8
+_STREAMING = 0.4  # of the clients
 PRIVATE = 1_000
 SHARED = 3
 _UNFIT = "UPDATE {p}.account SET balance = balance + 1 WHERE id = 999"  # there is no such row
@@ -124,6 +126,12 @@ class Client:
             name: agent_rpc.ParticipantAgentStub(channel(network, node.address))  # type: ignore[no-untyped-call]
             for name, node in self.world.agents.items()
         }
+        if self.world.stream(f"streams of {self.name}").random() < _STREAMING:
+            self.stub = StreamingStub(network, self.process, self.stub, pb)
+            self.agents = {
+                name: StreamingStub(network, self.process, stub, agent_pb)
+                for name, stub in self.agents.items()
+            }
 
     # statements
 

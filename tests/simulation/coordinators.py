@@ -167,6 +167,7 @@ class CoordinatorNode:
         self.driver: CrashingDriver | None = None
         self.journal: Journal | None = None
         self.runtime: Runtime | None = None
+        self.service: CoordinatorService | None = None
         self.lives = 0
         self.ending = False
         self.may_run = True
@@ -189,7 +190,7 @@ class CoordinatorNode:
         self.lives += 1
         self.name = f"{self.host}#{self.lives}"
         self.ending = False
-        self.driver = self.journal = self.runtime = None
+        self.driver = self.journal = self.runtime = self.service = None
         process = self.process = Process(self.world.loop, self.name, self.host)
         process.on_end.append(self._ended)
         self.world.trace(self.name, "starts")
@@ -209,6 +210,9 @@ class CoordinatorNode:
 
         async def end() -> None:
             await runtime.drain(5.0 * self.random.random())
+            if self.service is not None:
+                self.service.streams.end()
+                await asyncio.sleep(_END_SECONDS)
             if not runtime.driver.failed.done():
                 self.ending = True
                 with contextlib.suppress(LogError):
@@ -294,7 +298,7 @@ class CoordinatorNode:
         driver.start()
         journal.tick()
         listener = world.network.listen(self.address, process)
-        service = CoordinatorService(runtime, self.random.getrandbits)
+        self.service = service = CoordinatorService(runtime, self.random.getrandbits)
         rpc.add_CoordinatorServicer_to_server(service, listener)  # type: ignore[arg-type]
         return driver
 
