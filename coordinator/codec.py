@@ -37,19 +37,22 @@ class UnknownRecord(Exception):
 
 def encode(record: records.Record) -> Entry:
     """A record as an entry without lsn."""
-    kind, make = _ENCODERS[type(record)]
-    epoch, sequence = _key(record)
+    kind, key, make = _ENCODERS[type(record)]
+    epoch, sequence = key(record)
     return Entry(kind, epoch, sequence, make(record).SerializeToString())
 
 
-def _key(record: Any) -> tuple[int, int]:
-    if isinstance(record, records.EpochRecord):
-        return record.epoch, 0
-    if isinstance(record, records.ParticipantRecord):
-        return 0, record.number
-    if isinstance(record, records.DeriveRecord):
-        return record.epoch, 0
-    return record.id.epoch, record.id.sequence
+def _epoch_key(record: records.EpochRecord | records.DeriveRecord) -> tuple[int, int]:
+    return record.epoch, 0
+
+
+def _participant_key(record: records.ParticipantRecord) -> tuple[int, int]:
+    return 0, record.number
+
+
+def _transaction_key(record: Any) -> tuple[int, int]:
+    id_ = record.id
+    return id_.epoch, id_.sequence
 
 
 def _microseconds(seconds: float) -> int:
@@ -119,15 +122,15 @@ def _derive(record: records.DeriveRecord) -> pb.DeriveRecord:
     return pb.DeriveRecord(at=_microseconds(record.at), done=record.done)
 
 
-_ENCODERS: dict[type, tuple[Kind, Callable[[Any], Any]]] = {
-    records.EpochRecord: (Kind.EPOCH, _epoch),
-    records.ParticipantRecord: (Kind.PARTICIPANT, _participant),
-    records.PrepareRecord: (Kind.PREPARE, _prepare),
-    records.CommitRecord: (Kind.COMMIT, _commit),
-    records.EndRecord: (Kind.END, _end),
-    records.HeuristicRecord: (Kind.HEURISTIC, _heuristic),
-    records.ForgetRecord: (Kind.FORGET, _forget),
-    records.DeriveRecord: (Kind.DERIVE, _derive),
+_ENCODERS: dict[type, tuple[Kind, Callable[[Any], tuple[int, int]], Callable[[Any], Any]]] = {
+    records.EpochRecord: (Kind.EPOCH, _epoch_key, _epoch),
+    records.ParticipantRecord: (Kind.PARTICIPANT, _participant_key, _participant),
+    records.PrepareRecord: (Kind.PREPARE, _transaction_key, _prepare),
+    records.CommitRecord: (Kind.COMMIT, _transaction_key, _commit),
+    records.EndRecord: (Kind.END, _transaction_key, _end),
+    records.HeuristicRecord: (Kind.HEURISTIC, _transaction_key, _heuristic),
+    records.ForgetRecord: (Kind.FORGET, _transaction_key, _forget),
+    records.DeriveRecord: (Kind.DERIVE, _epoch_key, _derive),
 }
 
 

@@ -22,8 +22,9 @@ from coordinator.core.coordinator import Coordinator
 from coordinator.core.records import Record
 from coordinator.core.replay import Replayed, replay
 from coordinator.core.settings import Settings
+from coordinator.settled import unsettled
 from dtp.xid import MAX_EPOCH
-from wal import Entry, Log, LogStatus, Options, Recovered
+from wal import Entries, Log, LogStatus, Options, Recovered
 from wal.files import Files
 
 # Room for what a transaction may still write: PREPARE, COMMIT and END, each in a frame of its own.
@@ -162,10 +163,14 @@ def open_log(
         raise
 
 
-def replay_entries(entries: Iterable[Entry]) -> Replayed:
-    """Fold a log's entries."""
-    entries = list(entries)
-    return replay(decode_all(coordinator_id_of(entries), entries))
+def replay_entries(entries: Entries) -> Replayed:
+    """Fold a log's entries.
+
+    Raises:
+        LogContradiction, UnknownRecord.
+    """
+    kept, marks = unsettled(entries)
+    return replay(decode_all(coordinator_id_of(kept), kept), marks)
 
 
 def start_epoch(

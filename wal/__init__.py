@@ -20,6 +20,7 @@ The format is in `wal.format` and docs/wal-format.md.
 
 from __future__ import annotations
 
+from wal.block import Block, Entries
 from wal.entry import Entry
 from wal.errors import (
     LogCorrupt,
@@ -42,6 +43,8 @@ from wal.status import LogStatus
 from wal.verify import Report, read, verify
 
 __all__ = [
+    "Block",
+    "Entries",
     "Entry",
     "Files",
     "Log",

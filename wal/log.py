@@ -19,6 +19,7 @@ import contextlib
 import struct
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from wal.directory import take
@@ -110,9 +111,7 @@ class Log:
             files.close(lock)
             raise
         if recovered.created:
-            recovered = Recovered(
-                files.entropy(16), 0, (), recovered.next_lsn, recovered.tail, (), created=True, repaired=False
-            )
+            recovered = replace(recovered, identity=files.entropy(16))
         log = cls(files, directory, options, lock, found, recovered.identity, threaded=threaded)
         log._on_durable = on_durable
         log._on_failure = on_failure
@@ -138,6 +137,7 @@ class Log:
             raise ValueError(
                 f"epoch {epoch} must be above {self._found.epoch}, the highest so far, and below 2**32"
             )
+        checkpoint = tuple(checkpoint)
         size = checkpoint_bound(checkpoint, self._options.alignment)
         segment = begin_anew(self._files, self._options, self._found, self._identity, epoch, checkpoint)
         self._epoch = epoch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wal.entry import Entry
+from wal.block import Entries
 from wal.scan import TailState
 
 
@@ -41,7 +41,8 @@ class Recovered:
     Attributes:
         identity: 16 bytes that name this log and no other; a repaired log gets new ones.
         epoch: highest epoch of any segment, 0 for a new log.
-        entries: the newest complete checkpoint, then every record after it, in lsn order.
+        entries: the newest complete checkpoint, then every record after it, in lsn order; taken apart when
+            they are asked for.
         next_lsn: what the next record would get; the first is 1.
         tail: CLEAN, CLOSED (shut down cleanly) or TORN (a frame that was never acknowledged is cut off).
         segments: the segments, oldest first.
@@ -51,7 +52,7 @@ class Recovered:
 
     identity: bytes
     epoch: int
-    entries: Sequence[Entry]
+    entries: Entries
     next_lsn: int
     tail: Tail
     segments: Sequence[SegmentInfo]

@@ -21,6 +21,7 @@ import enum
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from wal.block import Block
 from wal.errors import LogCorrupt, LogError, LogTooNew
 from wal.files import Files
 from wal.format import (
@@ -48,6 +49,8 @@ from wal.format import (
 
 _CHUNK = bytes(1 << 20)
 _MAGIC = U32.pack(FRAME_MAGIC)
+_DATA = int(FrameType.DATA)
+_OF_RECORDS = (_DATA, int(FrameType.CHECKPOINT))
 
 
 class TailState(enum.Enum):
@@ -56,16 +59,6 @@ class TailState(enum.Enum):
     CLEAN = "clean"
     CLOSED = "closed"
     TORN = "torn"
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """The records of one frame, not taken apart yet; `step` is 0 in a checkpoint."""
-
-    body: bytes
-    count: int
-    lsn: int
-    step: int
 
 
 @dataclass(slots=True)
@@ -167,13 +160,14 @@ class _Scanner:
         result, start = self.result, self.result.end
         if frame.chain_prev != result.chain:
             self._corrupt(start, "the frame does not follow the one before it")
-        elif frame.lsn != result.next_lsn or frame.epoch != segment.epoch:
+            return False
+        if frame.lsn != result.next_lsn or frame.epoch != segment.epoch:
             self._corrupt(
                 start, f"the frame has lsn {frame.lsn} and epoch {frame.epoch}, which do not fit here"
             )
-        if result.problem is not None:
             return False
-        body = self.data[start + FRAME_HEADER.size : start + FRAME_HEADER.size + frame.body_len]
+        first = start + FRAME_HEADER.size
+        body = self.data[first : first + frame.body_len]
         if len(body) != frame.body_len or crc(frame.chain_prev, body) != frame.body_crc:
             return False
         if not self._interpret(frame, apply_mask(body, frame.mask) if frame.mask else body):
@@ -187,21 +181,23 @@ class _Scanner:
     def _interpret(self, frame: FrameHeader, body: bytes) -> bool:
         """Files the frame's records; False when the frame is refused."""
         result, start = self.result, self.result.end
+        sound = frame.type not in _OF_RECORDS or body_is_sound(body, frame.records)
+        if frame.type == _DATA and sound and not self.closed and self.checkpoint is None:
+            result.blocks.append(Block(body, frame.records, frame.lsn, 1))
+            result.next_lsn += frame.records
+            result.records += frame.records
+            return True
         if self.closed:
             self._corrupt(start, "a frame follows the one that closed the log")
-        elif frame.type in (FrameType.DATA, FrameType.CHECKPOINT) and not body_is_sound(body, frame.count):
+        elif not sound:
             self._corrupt(start, "the lengths of the records do not add up")
         elif self.checkpoint is not None and frame.type not in (
             FrameType.CHECKPOINT,
             FrameType.CHECKPOINT_END,
         ):
             self._corrupt(start, "a frame interrupts a checkpoint")
-        elif frame.type == FrameType.DATA:
-            result.blocks.append(Block(body, frame.count, frame.lsn, 1))
-            result.next_lsn += frame.count
-            result.records += frame.count
         elif frame.type == FrameType.CHECKPOINT:
-            self.checkpoint = [*(self.checkpoint or []), Block(body, frame.count, max(frame.lsn - 1, 0), 0)]
+            self.checkpoint = [*(self.checkpoint or []), Block(body, frame.records, max(frame.lsn - 1, 0), 0)]
         elif frame.type == FrameType.CHECKPOINT_END:
             self._end_checkpoint(body)
         elif frame.type == FrameType.CLOSE:
@@ -215,7 +211,7 @@ class _Scanner:
 
     def _end_checkpoint(self, body: bytes) -> None:
         blocks = self.checkpoint or []
-        if len(body) != U64.size or U64.unpack(body)[0] != sum(block.count for block in blocks):
+        if len(body) != U64.size or U64.unpack(body)[0] != sum(block.records for block in blocks):
             self._corrupt(self.result.end, "the checkpoint does not have as many entries as its end says")
             return
         self.result.blocks = blocks

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from wal.block import Block, Entries
 from wal.entry import Entry
 from wal.errors import LogCorrupt, LogError
 from wal.files import Files
@@ -28,12 +29,11 @@ from wal.format import (
     WATERMARK_NAME,
     SegmentFlag,
     Watermark,
-    decode_entries,
     decode_watermark,
     segment_seq,
 )
 from wal.recovered import Recovered, SegmentInfo, Tail
-from wal.scan import Block, SegmentScan, TailState, scan_segment
+from wal.scan import SegmentScan, TailState, scan_segment
 
 _BOUND = SegmentFlag.SEALED | SegmentFlag.CONTINUES
 
@@ -67,11 +67,7 @@ class Survey:
         return self.segments[-1] if self.segments else None
 
     def entries(self) -> list[Entry]:
-        return [
-            entry
-            for block in self.blocks
-            for entry in decode_entries(block.body, block.count, block.lsn, block.step)
-        ]
+        return list(Entries(self.blocks))
 
     def recovered(self) -> Recovered:
         """The survey as a result.
@@ -84,7 +80,7 @@ class Survey:
         return Recovered(
             identity=self.identity,
             epoch=self.epoch,
-            entries=self.entries(),
+            entries=Entries(self.blocks),
             next_lsn=self.next_lsn,
             tail=self.tail,
             segments=tuple(segment_infos(self.segments)),

@@ -105,7 +105,7 @@ def make_report(found: Survey) -> Report:
         epoch=found.epoch,
         next_lsn=found.next_lsn,
         watermark_lsn=found.watermark.lsn if found.watermark else 0,
-        entries=sum(block.count for block in found.blocks),
+        entries=sum(block.records for block in found.blocks),
         tail=found.tail,
         segments=segment_infos(found.segments),
         superseded=found.superseded,

@@ -20,6 +20,7 @@ nothing is tried again (R2): whoever drives `step` stops at the first exception.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,10 +28,12 @@ from dataclasses import dataclass
 
 from wal.entry import Entry
 from wal.files import Files
-from wal.format import ENTRY, FRAME_HEADER, U64, FrameType, SegmentFlag, SegmentHeader, frame_size
+from wal.format import ENTRY, FRAME_HEADER, U64, FrameType, SegmentFlag, SegmentHeader
 from wal.options import Options
 from wal.room import Room
 from wal.segment import Blank, Segment, checkpoint_frames, publish
+
+_ALONE = FRAME_HEADER.size + ENTRY.size
 
 FlushObserver = Callable[[float, int, int], None]
 Record = tuple[bytes, bytes, int]
@@ -82,7 +85,8 @@ class Writer:
         self.last_flush_seconds = 0.0
         self._segments = 1
         self.on_room_changed: Callable[[], None] = lambda: None
-        self._wake = threading.Condition()
+        self._wake = threading.Lock()  # the thread sleeps in it: free means that it was kicked
+        self._wake.acquire()
         self._kicked = False
         self._stopping = False
         self._halted = False
@@ -115,17 +119,19 @@ class Writer:
         size = self.segment.write(
             FrameType.DATA, self.durable_lsn + 1, len(heads), b"".join(heads + payloads)
         )
-        self._flush(len(heads), size)
-        self._room.wrote(self.segment.free, cost)
+        self._flush()
         self.durable_lsn += len(heads)
-        self._on_durable(self.durable_lsn)
+        self._on_durable(self.durable_lsn)  # before all that nobody waits for
+        self._room.wrote(self.segment.free, cost)
+        self._observe(len(heads), size)
         return available > len(heads)
 
     def write_close(self) -> None:
         """Marks a clean shutdown; the queue must be empty."""
         body = U64.pack(self._files.wall_ns())
         size = self.segment.write(FrameType.CLOSE, self.durable_lsn + 1, 0, body)
-        self._flush(0, size)
+        self._flush()
+        self._observe(0, size)
 
     def _gather(self) -> tuple[list[bytes], list[bytes], int]:
         """Takes records off the queue, as many as fit in a batch and in the segment."""
@@ -147,11 +153,13 @@ class Writer:
             queue.popleft()
         return heads, payloads, cost
 
-    def _flush(self, records: int, size: int) -> None:
+    def _flush(self) -> None:
         started = self.flush_started = self._files.monotonic()
         self._files.fdatasync(self.segment.fd)
         self.last_flush_seconds = self._files.monotonic() - started
         self.flush_started = None
+
+    def _observe(self, records: int, size: int) -> None:
         if self._observer is not None:
             self._observer(self.last_flush_seconds, records, size)
 
@@ -189,8 +197,9 @@ class Writer:
         """One frame in flight here, too: otherwise a cut could leave a later frame without an earlier one."""
         for kind, count, body in checkpoint_frames(checkpoint):
             size = self.segment.write(kind, self.durable_lsn + 1, count, body)
-            self._flush(0, size)
+            self._flush()
             self._room.wrote(self.segment.free, 0)
+            self._observe(0, size)
 
     def _continue_in(self, spare: Blank, checkpoint: Sequence[Entry], flags: SegmentFlag) -> None:
         old = self.segment
@@ -216,15 +225,14 @@ class Writer:
     def kick(self) -> None:
         """Wakes the thread; called after putting something in the queue."""
         if not self._kicked:
-            with self._wake:
-                self._kicked = True
-                self._wake.notify()
+            self._kicked = True
+            with contextlib.suppress(RuntimeError):  # two threads have kicked at the same moment
+                self._wake.release()
 
     def stop(self) -> None:
         """Lets the thread empty the queue and end."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
+        self._stopping = True
+        self.kick()
 
     def halt(self) -> None:
         """Ends it without writing anything more: the log has failed elsewhere."""
@@ -237,11 +245,9 @@ class Writer:
         Records that nobody kicked for wait for the next batch, or for the tick.
         """
         while True:
-            with self._wake:
-                if not self._kicked and not self._stopping:
-                    self._wake.wait(self._options.tick_seconds)
-                self._kicked = False
-                stopping = self._stopping
+            if self._wake.acquire(timeout=self._options.tick_seconds):
+                self._kicked = False  # before the queue is looked at: who puts something in later kicks again
+            stopping = self._stopping
             more = self.step()
             while more or (stopping and self.queue and not self.blocked and not self._halted):
                 more = self.step()
@@ -250,5 +256,5 @@ class Writer:
 
 
 def record_cost(payload_len: int, alignment: int) -> int:
-    """Bytes of a record in a frame of its own."""
-    return frame_size(ENTRY.size + payload_len, alignment)
+    """Bytes of a record in a frame of its own: `frame_size`, for every record that is appended."""
+    return -(-(_ALONE + payload_len) // alignment) * alignment

@@ -28,14 +28,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import Enum
+from operator import attrgetter
 
 from coordinator.core.states import State
 from coordinator.core.transaction import Transaction
 from dtp import Gtrid, Outcome, Xid
+from dtp.term import Term
 
 
-class Action(Enum):
+class Action(Term):
     """What to do with a prepared branch."""
 
     COMMIT = "commit"
@@ -44,7 +45,7 @@ class Action(Enum):
     HOLD = "hold"
 
 
-class PlanReason(Enum):
+class PlanReason(Term):
     """Why. The value explains it to people."""
 
     FOREIGN = "not an XID of xacoord; its owner must finish it"
@@ -88,11 +89,14 @@ class Knowledge:
     ended_meanwhile: Callable[[str], bool]
 
 
+_IN_ORDER = attrgetter("format_id", "gtrid", "bqual")  # that of Xid; ten thousand of them are compared faster
+
+
 def plan(
     knowledge: Knowledge, participant: str, number: int, on_hold: bool, prepared: Iterable[Xid]
 ) -> list[PlanItem]:
     """What to do with each prepared branch of one participant's scan."""
-    return [_judge(knowledge, participant, number, on_hold, xid) for xid in sorted(prepared)]
+    return [_judge(knowledge, participant, number, on_hold, xid) for xid in sorted(prepared, key=_IN_ORDER)]
 
 
 def _judge(knowledge: Knowledge, participant: str, number: int, on_hold: bool, xid: Xid) -> PlanItem:
@@ -110,7 +114,7 @@ def _judge(knowledge: Knowledge, participant: str, number: int, on_hold: bool, x
         return item(Action.HOLD, PlanReason.PARTICIPANT_ON_HOLD)
     if _ahead(knowledge, id_):
         return item(Action.HOLD, PlanReason.EPOCH_AHEAD_OF_LOG)
-    gtrid = str(id_)
+    gtrid = xid.gtrid.decode("ascii")
     transaction = knowledge.find(gtrid)
     if transaction is not None:
         return item(*_of_open(transaction, xid.number))

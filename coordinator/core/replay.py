@@ -13,7 +13,7 @@ order that contradicts itself; a contradiction means a damaged log and raises.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from coordinator.core.records import (
@@ -76,13 +76,17 @@ class Replayed:
         return {number: name for name, number in self.numbers.items()}
 
 
-def replay(records: Iterable[Record]) -> Replayed:
+def replay(records: Iterable[Record], marks: Mapping[int, int] | None = None) -> Replayed:
     """Fold `records`, in log order.
+
+    Args:
+        records: the log's; those of transactions that have ended without a trace may be missing.
+        marks: what the missing ones say: see Replayed.
 
     Raises:
         LogContradiction: two records cannot both be true.
     """
-    state = Replayed()
+    state = Replayed(marks=dict(marks or {}))
     for record in records:
         _fold(state, record)
     return state

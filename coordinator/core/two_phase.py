@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from coordinator.core.catching_up import CatchingUp
 from coordinator.core.context import Context, Forced, Purpose
 from coordinator.core.effects import (
     Accepted,
@@ -55,6 +56,7 @@ class TwoPhase:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._catching_up = CatchingUp(context, lambda gtrid, name: self.ask_again(gtrid, name))
 
     # Phase 1
 
@@ -240,6 +242,7 @@ class TwoPhase:
 
     def finished(self, event: BranchFinished, now: float) -> None:
         """A branch has answered phase 2, or a one-phase commit."""
+        self._catching_up.answered(event.participant, event.gtrid)
         transaction = self._context.open.get(event.gtrid)
         branch = transaction.branches.get(event.participant) if transaction else None
         if transaction is None or branch is None or not branch.open:
@@ -277,16 +280,17 @@ class TwoPhase:
         if branch is not None and branch.retry_at is not None and branch.retry_at <= now:
             self.ask_again(gtrid, participant)
 
-    def ask_again(self, gtrid: str, participant: str) -> None:
-        """Ask a branch that has not finished, at once."""
+    def ask_again(self, gtrid: str, participant: str) -> bool:
+        """Ask a branch that has not finished, at once. Says whether a command has gone out."""
         transaction = self._context.open.get(gtrid)
         branch = transaction.branches.get(participant) if transaction else None
         if transaction is None or branch is None or branch.sent or not branch.open:
-            return
+            return False
         if transaction.one_phase and transaction.state is State.PREPARING:
             self._ask_one_phase(transaction, branch)
         elif transaction.state in (State.COMMITTING, State.ROLLING_BACK) and transaction.durable:
             self._ask(transaction, branch)
+        return branch.sent
 
     def _ask_one_phase(self, transaction: Transaction, branch: Branch) -> None:
         branch.retry_at = None
@@ -369,6 +373,7 @@ class TwoPhase:
 
     def participant_lost(self, name: str, now: float) -> None:
         """The connection broke: votes that are out will not come; phase 2 waits for the return."""
+        self._catching_up.lost(name)
         for transaction in list(self._context.open.values()):
             branch = transaction.branches.get(name)
             if branch is None or not branch.open:
@@ -381,9 +386,7 @@ class TwoPhase:
 
     def participant_up(self, name: str) -> None:
         """Fenced, scanned and attached: finish what waits for it."""
-        for transaction in list(self._context.open.values()):
-            if name in transaction.branches:
-                self.ask_again(transaction.gtrid, name)
+        self._catching_up.begin(name)
 
     # Answers
 

@@ -1,4 +1,4 @@
-"""`coordctl wal`: looks at a log's directory without a coordinator, and repairs it.
+"""`coordctl wal`: looks at a log's directory without a coordinator, repairs it, and judges a disk.
 
 `dump` and `verify` need no lock and change nothing, so they may be used while a coordinator runs.
 `repair` needs the lock. Exit status: 0 sound, 1 refused or not confirmed, 65 no log there, 75 in
@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from coordinator.ctl.output import clean
+from coordinator.ctl.wal_bench import bench_command
 from wal import Entry, Report, verify
 from wal import repair as repair_log
 from wal.verify import read_what_is_there
@@ -39,6 +40,7 @@ def make_group(describe: Describe) -> click.Group:
     group.add_command(_dump_command(describe))
     group.add_command(verify_command)
     group.add_command(repair_command)
+    group.add_command(bench_command)
     return group
 
 

@@ -41,7 +41,7 @@ from wal.writer import Writer
 def flush() -> Iterator[None]:
     """Records count as durable when they are written. Decisions that were acted on go with the power."""
 
-    def pretend(self: Writer, records: int, size: int) -> None:
+    def pretend(self: Writer) -> None:
         """Nothing reaches the disk."""
 
     with patch.object(Writer, "_flush", autospec=True, side_effect=pretend):
@@ -285,8 +285,9 @@ def a_decision_is_final() -> Iterator[None]:
 def asking_again() -> Iterator[None]:
     """Phase 2 is asked once. A branch whose answer was lost keeps its locks for ever."""
 
-    def never(self: two_phase.TwoPhase, gtrid: str, participant: str) -> None:
+    def never(self: two_phase.TwoPhase, gtrid: str, participant: str) -> bool:
         """Once was enough."""
+        return False
 
     with patch.object(two_phase.TwoPhase, "ask_again", autospec=True, side_effect=never):
         yield
