@@ -124,7 +124,7 @@ class Waits:
         if seen.unseen and seen.unseen != self._unseen:
             self._log.warning("deadlocks across servers may go unseen", unseen=seen.unseen)
         self._unseen = seen.unseen
-        self._failures = self._failures + 1 if seen.unseen and not seen.edges else 0
+        self._failures = self._failures + 1 if seen.unseen and not seen.blockers else 0
         found: dict[str, tuple[Wait, ...]] = {}
         if not self._failures:
             self._detached = dict(seen.detached)

@@ -28,6 +28,7 @@ from coordinator.core.transaction import Transaction
 from coordinator.core.two_phase import TwoPhase
 from dtp import Reason
 
+_MOST_AT_ONCE = 16  # circles that are broken in one step; the rest is told again soon
 _TOLD_CIRCLE = 4  # members of a circle that its victim is told of
 
 
@@ -129,7 +130,10 @@ class Waits:
 
     def _break_circles(self, now: float) -> None:
         edges = self._edges()
-        while circle := self._confirmed(edges):
+        for _ in range(_MOST_AT_ONCE):
+            circle = self._confirmed(edges)
+            if not circle:
+                return
             victim = self._youngest(circle)
             self._roll_back(victim, edges, now)
             edges = [edge for edge in edges if victim.gtrid not in (edge.waiter, edge.blocker)]

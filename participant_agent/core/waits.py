@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 
 from dtp.xid import is_gtrid
 
-from .effects import Ok, Procedure, Query, Result, Row, number, text
+from .effects import Cell, Ok, Procedure, Query, Result, Row, number, text
 from .engine import Engine
 from .errors import describe
 
-MAX_ROWS = 4_000
+MAX_ROWS = 10_000
 _MAX_CANDIDATES = 500
 _MAX_ACCOUNTS = 100
 _MAX_ACCOUNT = 128
@@ -35,7 +35,10 @@ _WAITS_SQL = {
     Engine.MARIADB: "SET STATEMENT max_statement_time = 1 FOR SELECT requesting_trx_id, blocking_trx_id, "
     f"requested_lock_id, blocking_lock_id FROM information_schema.INNODB_LOCK_WAITS LIMIT {MAX_ROWS}",
 }
-_CONNECTIONS_SQL = "SELECT trx_id, trx_mysql_thread_id FROM information_schema.innodb_trx WHERE trx_id IN "
+_CONNECTIONS_SQL = (
+    "SELECT trx_id, trx_mysql_thread_id, trx_requested_lock_id FROM information_schema.innodb_trx "
+    "WHERE trx_id IN "
+)
 _ACCOUNTS_SQL = {
     Engine.MYSQL: "SELECT PROCESSLIST_ID, PROCESSLIST_USER, PROCESSLIST_HOST FROM performance_schema.threads "
     "WHERE PROCESSLIST_ID IN ",
@@ -50,30 +53,20 @@ _ROW_KEY = re.compile(r"'([0-9a-z]{20})', '[0-9a-z]{4}'")
 
 
 @dataclass(frozen=True, slots=True)
-class Edge:
-    """A transaction of the server waits for another one.
-
-    Attributes:
-        queued: the other one has not got the lock either: it is only before it in the queue.
-    """
-
-    waiter: str
-    blocker: str
-    queued: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Seen:
     """What the server says. Transactions go by the server's own numbers for them.
 
     Attributes:
+        blockers: who waits -> for whom. Where somebody has the lock the rest of the queue is left out, and
+            one of it is enough where nobody has: they wait for the same, and a row that a thousand wait for
+            would have half a million edges.
         connections: transaction -> connection id, 0 where it has none.
         accounts: connection id -> user@host, as far as they were asked for and may be seen.
         detached: transaction without a connection -> gtrid.
         unseen: what could not be asked, and why; "" where everything was.
     """
 
-    edges: tuple[Edge, ...] = ()
+    blockers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     connections: Mapping[str, int] = field(default_factory=dict)
     accounts: Mapping[int, str] = field(default_factory=dict)
     detached: Mapping[str, str] = field(default_factory=dict)
@@ -93,34 +86,43 @@ def look(
     answer = yield Query(_WAITS_SQL[engine])
     if not isinstance(answer, Ok):
         return Seen(unseen=_refused("lock waits", answer))
-    edges = _edges(answer.rows)
-    if not edges:
+    told = answer.rows
+    if not told:
         return Seen()
-    named = {edge.waiter for edge in edges} | {edge.blocker for edge in edges}
-    answer = yield Query(_CONNECTIONS_SQL + _list(named))
+    answer = yield Query(_CONNECTIONS_SQL + _list({text(cell) for row in told for cell in row[:2]}))
     if not isinstance(answer, Ok):
         return Seen(unseen=_refused("information_schema.innodb_trx", answer))
     connections = {text(row[0]): number(row[1]) for row in answer.rows}
-    blockers = {edge.blocker for edge in edges}
-    strangers = {connections.get(blocker, 0) for blocker in blockers} - {0, *ours}
+    blockers = _blockers(told, {row[2] for row in answer.rows})
+    blocking = {one for some in blockers.values() for one in some}
+    strangers = {connections.get(blocker, 0) for blocker in blocking} - {0, *ours}
     accounts = yield from _accounts(engine, strangers)
-    alone = {blocker for blocker in blockers if connections.get(blocker) == 0}
+    alone = {blocker for blocker in blocking if connections.get(blocker) == 0}
     detached = {blocker: known[blocker] for blocker in alone if blocker in known}
     unnamed = alone - set(detached)
     unseen = ""
     if unnamed and table is not None and engine.detaches:
         unseen = yield from _name(engine, table, unnamed, detached)
-    return Seen(edges, connections, accounts, detached, unseen)
+    return Seen(blockers, connections, accounts, detached, unseen)
 
 
-def _edges(rows: tuple[Row, ...]) -> tuple[Edge, ...]:
-    """Each pair once, queued only where no row says more."""
-    waiting = {text(row[2]) for row in rows}  # locks that nobody has got yet
-    found: dict[tuple[str, str], bool] = {}
-    for row in rows:
-        pair = text(row[0]), text(row[1])
-        found[pair] = found.get(pair, True) and text(row[3]) in waiting
-    return tuple(Edge(waiter, blocker, queued) for (waiter, blocker), queued in found.items())
+def _blockers(rows: tuple[Row, ...], requested: set[Cell]) -> dict[str, tuple[str, ...]]:
+    """See `Seen.blockers`.
+
+    Args:
+        rows: who waits, who blocks, and the lock of each of the two.
+        requested: locks that transactions wait for, also of those whose rows were cut.
+    """
+    waiting = {row[2] for row in rows} | requested
+    holders: dict[Cell, dict[Cell, None]] = {}
+    queues: dict[Cell, Cell] = {}
+    for waiter, blocker, _, lock in rows:
+        if lock in waiting:
+            queues.setdefault(waiter, blocker)
+        else:
+            holders.setdefault(waiter, {})[blocker] = None
+    found = {text(waiter): (text(blocker),) for waiter, blocker in queues.items()}
+    return found | {text(waiter): tuple(map(text, some)) for waiter, some in holders.items()}
 
 
 def _accounts(engine: Engine, connection_ids: set[int]) -> Procedure[dict[int, str]]:
@@ -205,7 +207,7 @@ def waits_of(seen: Seen, sessions: Mapping[int, Held]) -> dict[str, tuple[Wait, 
     """Coordinator id -> the waits of its branches. `sessions`: connection id -> what it works on."""
     view = _View(seen, sessions)
     found: dict[str, dict[tuple[str, str, int], Wait]] = {}
-    for transaction in view.blockers:
+    for transaction in seen.blockers:
         held = sessions.get(seen.connections.get(transaction, 0))
         if held is None or not held.waits:
             continue
@@ -216,28 +218,18 @@ def waits_of(seen: Seen, sessions: Mapping[int, Held]) -> dict[str, tuple[Wait, 
 
 
 class _View:
-    """The server's waits by waiter.
-
-    Attributes:
-        blockers: who waits -> for whom. Where somebody has the lock the rest of the queue is left out: it
-            comes to the same, and a row that a thousand wait for would have half a million edges.
-    """
+    """What the server says, with what the sessions work on."""
 
     def __init__(self, seen: Seen, sessions: Mapping[int, Held]) -> None:
         self._seen = seen
         self._sessions = sessions
-        holders: dict[str, list[str]] = {}
-        queues: dict[str, list[str]] = {}
-        for edge in seen.edges:
-            (queues if edge.queued else holders).setdefault(edge.waiter, []).append(edge.blocker)
-        self.blockers = {**queues, **holders}
 
     def of(self, transaction: str, held: Held) -> Iterator[Wait]:
         """The waits of a branch: for each that blocks it, and through those that are not its coordinator's,
         for those that they wait for."""
         reached = {transaction}
         # (transaction, the session that stands between, 0: none)
-        ahead = [(blocker, 0) for blocker in self.blockers[transaction]]
+        ahead = [(blocker, 0) for blocker in self._seen.blockers[transaction]]
         while ahead:
             blocker, between = ahead.pop()
             connection = self._seen.connections.get(blocker)
@@ -254,7 +246,7 @@ class _View:
                 stranger = 0 if gtrid else connection
                 account = self._seen.accounts.get(stranger, "")
                 yield Wait(held.gtrid, gtrid, prepared, stranger, account)
-            ahead += [(other, between or connection) for other in self.blockers.get(blocker, ())]
+            ahead += [(other, between or connection) for other in self._seen.blockers.get(blocker, ())]
 
     def _branch(self, transaction: str, connection: int) -> tuple[str, bool]:
         """(gtrid or "", whether it is prepared) of a transaction that blocks."""

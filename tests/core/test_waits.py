@@ -248,6 +248,18 @@ def test_a_thousand_in_a_ring_and_thousands_behind_one() -> None:
     assert lab.gone == {1}
 
 
+def test_a_tangle_is_undone_bit_by_bit() -> None:
+    """A hundred pairs: no step takes for ever, and in the end each pair has lost its younger one."""
+    lab = Lab(200)
+    for turn in range(12):
+        there = [n for n in range(100) if n + 100 not in lab.gone]
+        before = len(lab.gone)
+        lab.tell("p1", *[(n, n + 100) for n in there])
+        lab.tell("p2", *[(n + 100, n) for n in there])
+        assert len(lab.gone) - before <= 2 * 16, turn
+    assert lab.gone == set(range(100, 200))
+
+
 # Random snapshots
 
 

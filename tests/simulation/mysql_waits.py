@@ -116,8 +116,10 @@ def _numbers(sql: str) -> set[str]:
 
 
 def _connections(sql: str, connection: Connection, parameters: Parameters) -> Step:
-    wanted, known = _numbers(sql), connection.server.views.cached().connections
-    return answer(connection, *((int(one), known[one]) for one in sorted(wanted & set(known), key=int)))
+    picture = connection.server.views.cached()
+    requested = {waiter: lock for waiter, _, lock, _ in picture.waits}
+    found = sorted(_numbers(sql) & set(picture.connections), key=int)
+    return answer(connection, *((int(n), picture.connections[n], requested.get(n)) for n in found))
 
 
 def _accounts(sql: str, connection: Connection, parameters: Parameters) -> Step:
@@ -144,7 +146,7 @@ def _rows(sql: str, connection: Connection, parameters: Parameters) -> Step:
 _QUESTIONS: dict[str, Callable[[str, Connection, Parameters], Step]] = {
     "SELECT /*+ MAX_EXECUTION_TIME(1000) */ REQUESTING": partial(_waits, Engine.MYSQL),
     "SET STATEMENT max_statement_time = 1 FOR SELECT requesting": partial(_waits, Engine.MARIADB),
-    "SELECT trx_id, trx_mysql_thread_id FROM information_schema.innodb_trx WHERE": _connections,
+    "SELECT trx_id, trx_mysql_thread_id, trx_requested_lock_id FROM information_schema": _connections,
     "SELECT PROCESSLIST_ID, PROCESSLIST_USER": _accounts,
     "SELECT ID, USER, HOST FROM information_schema.PROCESSLIST": _accounts,
     "SELECT /*+ MAX_EXECUTION_TIME(1000) */ ENGINE_TRANSACTION_ID, LOCK_DATA": _rows,
