@@ -104,11 +104,15 @@ class Link:
             self._filled.set()
 
     def tell_waits(self, waits: tuple[Wait, ...]) -> None:
-        """Send all lock waits of now with the next message; none are told once."""
+        """Tell all lock waits of now; that there are none is told once."""
         if self.closed is None and (waits or self._told_waits):
-            self._waits = waits_message(waits)
             self._told_waits = bool(waits)
-            self._filled.set()
+            self.put_waits(waits_message(waits))
+
+    def put_waits(self, waits: pb.Waits) -> None:
+        """Send them with the next message, instead of what was to be sent before."""
+        self._waits = waits
+        self._filled.set()
 
     def enlist(self, gtrid: str) -> asyncio.Future[pb.Enlisted]:
         """Tell the coordinator of a new branch; the future is its answer.

@@ -98,13 +98,16 @@ def make_field(engine: Engine) -> Iterator[Callable[..., Field]]:
     clusters: list[Cluster] = []
 
     def make(
-        lock_wait_seconds: int = LOCK_WAIT_SECONDS, prepare: Callable[[Cluster], None] | None = None
+        lock_wait_seconds: int = LOCK_WAIT_SECONDS,
+        prepare: Callable[[Cluster], None] | None = None,
+        embedded: bool = False,
     ) -> Field:
         cluster = Cluster.create(
             engine,
             directory / str(len(clusters)),
             NAMES,
             agent_settings=f"[sessions]\nlock_wait_seconds = {lock_wait_seconds}\n",
+            embedded=embedded,
         )
         clusters.append(cluster)
         for name, site in cluster.sites.items():
@@ -125,3 +128,16 @@ def make_field(engine: Engine) -> Iterator[Callable[..., Field]]:
 @pytest.fixture(scope="module")
 def field(make_field: Callable[..., Field]) -> Field:
     return make_field()
+
+
+@pytest.fixture(scope="module")
+def embedded(make_field: Callable[..., Field]) -> Field:
+    """The agents live in the coordinator's process."""
+    return make_field(embedded=True)
+
+
+@pytest.fixture(params=["field", "embedded"])
+def anywhere(engine: Engine, request: pytest.FixtureRequest) -> Field:
+    """Both, one after the other."""
+    found: Field = request.getfixturevalue(request.param)
+    return found

@@ -32,17 +32,17 @@ def assert_deadlock(error: RolledBack | None) -> None:
     assert error.retryable
 
 
-def test_two_in_opposite_orders(field: Field) -> None:
-    row, before = field.row(), field.deadlocks()
-    elder, younger = field.begin(), field.begin()
+def test_two_in_opposite_orders(anywhere: Field) -> None:
+    row, before = anywhere.row(), anywhere.deadlocks()
+    elder, younger = anywhere.begin(), anywhere.begin()
     bump(elder, "north", row)
     bump(younger, "south", row)
     first = Work(bump, elder, "south", row)
     second = Work(bump, younger, "north", row)
     assert_deadlock(end(second, younger))
     assert end(first, elder) is None
-    assert (field.balance("north", row), field.balance("south", row)) == (1, 1)
-    assert field.deadlocks() == before + 1
+    assert (anywhere.balance("north", row), anywhere.balance("south", row)) == (1, 1)
+    assert anywhere.deadlocks() == before + 1
 
 
 def test_the_youngest_goes_also_where_it_waited_first(field: Field) -> None:
@@ -57,13 +57,13 @@ def test_the_youngest_goes_also_where_it_waited_first(field: Field) -> None:
     assert end(first, elder) is None
 
 
-def test_one_shots_whose_other_branches_are_prepared(field: Field) -> None:
+def test_one_shots_whose_other_branches_are_prepared(anywhere: Field) -> None:
     """On MySQL a prepared branch has no session any more; its witness row names it."""
-    row = field.row()
+    row = anywhere.row()
     quick = Statement(BUMP, (row,), 1)
     late = [Statement("SELECT SLEEP(0.5)"), quick]
     works = [
-        Work(field.manager.run, [Branch(one, [quick]), Branch(other, late)])
+        Work(anywhere.manager.run, [Branch(one, [quick]), Branch(other, late)])
         for one, other in (("north", "south"), ("south", "north"))
     ]
     errors = []
@@ -74,7 +74,7 @@ def test_one_shots_whose_other_branches_are_prepared(field: Field) -> None:
             errors.append(error)
     (error,) = errors
     assert_deadlock(error)
-    assert (field.balance("north", row), field.balance("south", row)) == (1, 1)
+    assert (anywhere.balance("north", row), anywhere.balance("south", row)) == (1, 1)
 
 
 def test_three_over_three(field: Field) -> None:
