@@ -181,7 +181,7 @@ class World:
             auditor = Client(self, 1_000 + len(self.clients), name)
             self.clients.append(auditor)
             auditor.process.spawn(auditor.audit([w for w in self.works if w.coordinator == name]))
-        async with asyncio.timeout(CALM_SECONDS):
+        async with asyncio.timeout(CALM_SECONDS + len(self.works)):
             while not all(client.done for client in self.clients if client.process.alive):
                 await asyncio.sleep(_LOOK_SECONDS)
 
