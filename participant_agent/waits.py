@@ -36,7 +36,7 @@ _SHORTEST_PAUSE_SECONDS = 0.11
 _JITTER_SECONDS = 0.08
 _GOLDEN = 0.6180339887498949
 _LONGEST_PAUSE_SECONDS = 0.5  # where slow commands wait for something else
-_REST = 5  # the pause after a look is so many times as long as the look
+_REST = 2  # the pause after a look is at least so many times as long as the look
 _FIRST_RETRY_SECONDS = 0.25  # after a look that failed; doubled by each that follows
 _LONGEST_RETRY_SECONDS = 30.0
 
