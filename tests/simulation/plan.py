@@ -47,6 +47,7 @@ _OFTEN = (
     "agent killed at a place",
     "server killed",
 )
+_CROWDED = 0.15  # of the runs with several servers
 
 
 @dataclass
@@ -114,7 +115,7 @@ def plan_of(random: Random) -> Plan:
         foreign=random.random() < 0.3,
         faults=_faults(random, chaos_seconds),
     )
-    if len(plan.engines) > 1 and random.random() < 0.15:
+    if len(plan.engines) > 1 and random.random() < _CROWDED:
         _crowd(plan, random)
     return plan
 
