@@ -34,7 +34,7 @@ from coordinator.ctl.output import emit
 @click.option(
     "--raw-seconds",
     type=Seconds(min=0.1, max=3600),
-    help="Of the raw side; its lock wait time-out and 10 s by default.",
+    help="Of the raw side; twice its lock wait time-out and 10 s by default.",
 )
 @click.option("--quick", is_flag=True, help="A first look: one round of 5 s, lock wait time-out 5 s.")
 @server_options
@@ -70,7 +70,7 @@ def contention(
     if quick:
         lock_wait, rounds, seconds, raw_seconds = 5, 1, 5.0, None
     plan = measuring.ContentionPlan(
-        rows, clients, lock_wait, AGENTS[agents], rounds, seconds, raw_seconds or lock_wait + 10.0
+        rows, clients, lock_wait, AGENTS[agents], rounds, seconds, raw_seconds or 2 * lock_wait + 10.0
     )
     view, problems = measuring.measure(plan, engine, targets[:2])
     emit(view, form)
