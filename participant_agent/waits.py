@@ -87,8 +87,7 @@ class Waits:
         """Look while something is slow, for ever."""
         loop = asyncio.get_running_loop()
         while True:
-            idle = not self._branches.registry.entries
-            await asyncio.sleep(_IDLE_TICK_SECONDS if idle else _TICK_SECONDS)
+            await asyncio.sleep(self._tick(loop.time()))
             slow = self._slow(loop.time()) if self._serving() else set()
             if not slow:
                 self._looked_for.clear()
@@ -98,6 +97,13 @@ class Waits:
                     await self._look(slow)
                 except Exception:  # a bug of ours must not end the looking
                     self._log.exception("a look for lock waits failed")
+
+    def _tick(self, now: float) -> float:
+        """Seconds until commands are looked through again; not beyond a look that is due."""
+        if not self._branches.registry.entries:
+            return _IDLE_TICK_SECONDS
+        left = self._next - now
+        return left if self._looked_for and 0 < left < _TICK_SECONDS else _TICK_SECONDS
 
     def _slow(self, now: float) -> set[str]:
         """The gtrids whose present command has been under way for a while."""
