@@ -34,6 +34,7 @@ _FENCE_SECONDS = 30.0
 _SCAN_SECONDS = 10.0
 _LOOKUP_SECONDS = 2.0
 _MAX_NAME = 128
+_MAX_WAITS = 5_000
 _PING_MILLISECONDS = 5_000  # agents allow one every 2 s
 _PAUSE_SECONDS = (0.1, 0.2, 0.5, 1.0)
 _HOLD_REASONS = (Reason.STALE_EPOCH, Reason.LOG_IDENTITY_CHANGED, Reason.PARTICIPANT_MISMATCH)
@@ -257,6 +258,8 @@ class AgentLink:
         async for response in call:
             for report in response.reports:
                 self._report(link, report)
+            if response.HasField("waits"):
+                self._submit(inputs.WaitsReported(self.participant, link, waits_of(response.waits)))
         self._break(link, "the agent closed the stream")
 
     async def _write(self, call: Any) -> None:
@@ -335,6 +338,17 @@ def reason_of(error: grpc.aio.AioRpcError) -> Reason | None:
     return None
 
 
+def waits_of(message: pb.Waits) -> tuple[inputs.Wait, ...]:
+    """Lock waits as the core's; what names no transaction of our shape is left out."""
+    return tuple(
+        inputs.Wait(
+            wait.gtrid, wait.blocker, wait.prepared, wait.connection_id, clean(wait.account, _MAX_NAME)
+        )
+        for wait in message.waits[:_MAX_WAITS]
+        if is_gtrid(wait.gtrid) and (not wait.blocker or is_gtrid(wait.blocker))
+    )
+
+
 def failure_of(failure: pb.Failure) -> inputs.Failure:
     """A failure as the core's."""
     try:
@@ -355,7 +369,9 @@ def _command(effect: effects.Send) -> pb.Command:
         case effects.Commit():
             return pb.Command(gtrid=effect.gtrid, commit=pb.Commit(one_phase=command.one_phase))
         case effects.Rollback():
-            return pb.Command(gtrid=effect.gtrid, rollback=pb.Rollback())
+            why = command.why
+            rollback = pb.Rollback(reason=why.reason.value, message=why.message) if why else pb.Rollback()
+            return pb.Command(gtrid=effect.gtrid, rollback=rollback)
         case effects.Enlisted():
             return pb.Command(gtrid=effect.gtrid, enlisted=enlisted_message(command))
         case effects.Run():

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from coordinator.core.coordinator import Coordinator
 from coordinator.core.effects import Decided, Rejection
+from coordinator.core.inputs import Wait
 from coordinator.core.reconcile import Action, PlanItem
 from coordinator.core.states import State
 from coordinator.core.transaction import Branch, Transaction
@@ -18,6 +19,7 @@ from coordinator.v1 import coordinator_pb2 as pb
 from dtp import BranchState, Outcome
 from dtp.errors import RETRYABLE
 
+_MAX_WAITS = 10
 STATES: dict[State, pb.State.ValueType] = {state: pb.State.Value(f"STATE_{state.value}") for state in State}
 OUTCOMES: dict[Outcome, pb.Outcome.ValueType] = {
     outcome: pb.Outcome.Value(f"OUTCOME_{outcome.value}") for outcome in Outcome
@@ -79,6 +81,15 @@ def commit_response(answer: Decided) -> pb.CommitResponse:
     )
 
 
+def rollback_response(answer: Decided) -> pb.RollbackResponse:
+    """The answer to Rollback."""
+    return pb.RollbackResponse(
+        outcome=OUTCOMES[answer.outcome],
+        completed=answer.completed,
+        rejection=rejection(answer.rejection),
+    )
+
+
 def known_outcome(transaction: Transaction, may_tell: bool) -> Outcome:
     """What may be told: nothing that is not durable, nothing presumed before everybody was heard."""
     if transaction.decision is None or not transaction.durable or not may_tell:
@@ -95,7 +106,11 @@ def _told_state(transaction: Transaction) -> State:
 
 def transaction_message(core: Coordinator, transaction: Transaction, now: float) -> pb.Transaction:
     """One transaction, as people and programs see it."""
-    return transaction_of(transaction, now, core.blocked(transaction), core.may_tell(transaction))
+    message = transaction_of(transaction, now, core.blocked(transaction), core.may_tell(transaction))
+    for branch in message.branches:
+        waits = core.waits_of(transaction.gtrid, branch.participant)[:_MAX_WAITS]
+        branch.waits_for.extend(map(_blocker, waits))
+    return message
 
 
 def transaction_of(transaction: Transaction, now: float, blocked: bool, may_tell: bool) -> pb.Transaction:
@@ -134,6 +149,15 @@ def _branch(branch: Branch) -> pb.Branch:
         outcome=OUTCOMES[branch.outcome or Outcome.UNKNOWN],
         attempts=branch.attempts,
         last_error=f"{failure.reason.value}: {failure.message}" if failure else "",
+    )
+
+
+def _blocker(wait: Wait) -> pb.Blocker:
+    return pb.Blocker(
+        gtrid=wait.blocker,
+        prepared=wait.prepared,
+        connection_id=wait.connection_id,
+        account=wait.account,
     )
 
 

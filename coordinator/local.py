@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeAlias
 
-from coordinator.agents import AgentLink, Identity, enlisted_message, failure_of
+from coordinator.agents import AgentLink, Identity, enlisted_message, failure_of, waits_of
 from coordinator.core import effects, inputs
 from dtp import Outcome, Vote, XacoordError
 from participant_agent import values
@@ -39,7 +39,7 @@ _OUTCOMES = {
     State.HEURISTIC_HAZARD: Outcome.HEURISTIC_HAZARD,
 }
 
-Reported: TypeAlias = tuple[str, Voted | Finished] | pb.Report
+Reported: TypeAlias = tuple[str, Voted | Finished] | pb.Report | pb.Waits
 
 
 class AgentEnd(Link):
@@ -68,8 +68,12 @@ class AgentEnd(Link):
         self._tell((gtrid, result))
 
     def put(self, report: pb.Report) -> None:
-        """Tell anything else."""
+        """Tell anything else of a branch."""
         self._tell(report)
+
+    def put_waits(self, waits: pb.Waits) -> None:
+        """Tell who waits, behind what was reported."""
+        self._tell(waits)
 
     def _tell(self, reported: Reported) -> None:
         if self.closed is not None:
@@ -178,7 +182,8 @@ class LocalLink(AgentLink):
                 case effects.Commit():
                     return Commit(command.one_phase)
                 case effects.Rollback():
-                    return Rollback()
+                    why = command.why
+                    return Rollback(why=Failure(why.reason, why.message) if why else None)
 
         carry_out(agent.branches, end, effect.gtrid, _VERBS[type(command)], one_phase, read)
 
@@ -187,6 +192,9 @@ class LocalLink(AgentLink):
             self._report(link, reported)
             return
         name = self.participant
+        if isinstance(reported, pb.Waits):
+            self._submit(inputs.WaitsReported(name, link, waits_of(reported)))
+            return
         gtrid, result = reported
         results = [values.result_message(ok) for ok in result.results]
         if isinstance(result, Voted):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from coordinator import version
 from coordinator.core import inputs
@@ -28,6 +28,7 @@ _FROM_THE_SCAN = (
     ("blocked_sessions", "Sessions that wait for locks of prepared branches.", "blocked_sessions"),
     ("foreign_branches", "Prepared branches of others.", "foreign"),
 )
+_BLOCKERS = ("transaction", "prepared", "foreign")
 _PHASE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _FLUSH_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 10)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
@@ -161,6 +162,27 @@ class _LiveCollector:
             value=self._log.room_ok,
         )
         yield from self._by_participant()
+        yield from self._lock_waits()
+
+    def _lock_waits(self) -> Iterator[Metric]:
+        core = self._core
+        counts = {(name, kind): 0 for name in core.participants for kind in _BLOCKERS}
+        for name, wait in core.lock_waits():
+            kind = "prepared" if wait.prepared else "transaction" if wait.blocker else "foreign"
+            counts[name, kind] += 1
+        waits = GaugeMetricFamily(
+            "xacoord_lock_waits",
+            "Row lock waits of branches now, by who has the lock.",
+            labels=["participant", "blocker"],
+        )
+        for labels, count in counts.items():
+            waits.add_metric(labels, count)
+        yield waits
+        yield CounterMetricFamily(
+            "xacoord_deadlocks",
+            "Deadlocks across servers that were ended by rolling the youngest transaction back.",
+            value=core.deadlocks,
+        )
 
     def _by_participant(self) -> Iterator[Metric]:
         core = self._core

@@ -143,7 +143,7 @@ class CoordinatorService(rpc.CoordinatorServicer):
         assert isinstance(answer, Decided)
         if answer.outcome is Outcome.COMMITTED:
             raise XacoordError(Reason.ALREADY_COMMITTED, "it has committed", gtrid=gtrid)
-        return pb.RollbackResponse(outcome=convert.OUTCOMES[answer.outcome], completed=answer.completed)
+        return convert.rollback_response(answer)
 
     async def _from_evidence(self, error: XacoordError, gtrid: str) -> Outcome:
         """The outcome of a transaction that is no longer known here, or an error that says so."""

@@ -35,6 +35,7 @@ from participant_agent.pool import Pool, with_raw_cells
 from participant_agent.purge import Purge
 from participant_agent.session import Connect, Session, Target
 from participant_agent.v1 import participant_agent_pb2 as pb
+from participant_agent.waits import Waits
 from shell.failpoints import Failpoints
 
 LinkT = TypeVar("LinkT", bound=Link)
@@ -125,6 +126,17 @@ class Agent:
             log,
         )
         self.purge = Purge(config, self.control, self.fences, self.finishers, self.branches.spawn, log)
+        self.waits = Waits(
+            self.branches,
+            self.control,
+            self.finishers,
+            self.links,
+            lambda: self.engine,
+            config.witness_table,
+            name,
+            lambda: self.serving.is_set(),
+            log,
+        )
         self.serving = asyncio.Event()
         self.draining = False
         self._fencing = asyncio.Lock()
@@ -168,6 +180,7 @@ class Agent:
             loop.create_task(self.control.keep(self._control_lost, self._begin_serving)),
             loop.create_task(self.control.beat()),
             loop.create_task(self._tick()),
+            loop.create_task(self.waits.run()),
         ]
         return checks
 

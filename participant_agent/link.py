@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from dtp import Reason, Vote, XacoordError
 from participant_agent.core.errors import Failure
 from participant_agent.core.finish import Finished, State
+from participant_agent.core.waits import Wait
 from participant_agent.core.work import Voted
 from participant_agent.v1 import participant_agent_pb2 as pb
 from participant_agent.values import result_message
@@ -29,6 +30,7 @@ _STATES: dict[State, pb.FinishedState.ValueType] = {
     State.HEURISTIC_HAZARD: pb.FINISHED_STATE_HEURISTIC_HAZARD,
 }
 _MAX_MESSAGE_BYTES = 3_800_000
+MAX_WAITS = 5_000
 
 
 def failure_message(failure: Failure | None) -> pb.Failure | None:
@@ -61,6 +63,22 @@ def report_message(gtrid: str, result: Voted | Finished) -> pb.Report:
     )
 
 
+def waits_message(waits: tuple[Wait, ...]) -> pb.Waits:
+    """A snapshot of lock waits on the wire."""
+    return pb.Waits(
+        waits=[
+            pb.Wait(
+                gtrid=wait.gtrid,
+                blocker=wait.blocker,
+                prepared=wait.prepared,
+                connection_id=wait.connection_id,
+                account=wait.account,
+            )
+            for wait in waits[:MAX_WAITS]
+        ]
+    )
+
+
 class Link:
     """The stream of one coordinator."""
 
@@ -69,6 +87,8 @@ class Link:
         self.epoch = epoch
         self.closed: XacoordError | None = None
         self._outbox: list[pb.Report] = []
+        self._waits: pb.Waits | None = None
+        self._told_waits = False
         self._filled = asyncio.Event()
         self._enlisting: dict[str, asyncio.Future[pb.Enlisted]] = {}
 
@@ -82,6 +102,17 @@ class Link:
         if self.closed is None:
             self._outbox.append(report)
             self._filled.set()
+
+    def tell_waits(self, waits: tuple[Wait, ...]) -> None:
+        """Tell all lock waits of now; that there are none is told once."""
+        if self.closed is None and (waits or self._told_waits):
+            self._told_waits = bool(waits)
+            self.put_waits(waits_message(waits))
+
+    def put_waits(self, waits: pb.Waits) -> None:
+        """Send them with the next message, instead of what was to be sent before."""
+        self._waits = waits
+        self._filled.set()
 
     def enlist(self, gtrid: str) -> asyncio.Future[pb.Enlisted]:
         """Tell the coordinator of a new branch; the future is its answer.
@@ -123,8 +154,11 @@ class Link:
             if self.closed is not None:
                 return
             reports, self._outbox = self._outbox, []
+            waits, self._waits = self._waits, None
             for message in _split(reports):
                 yield message
+            if waits is not None:  # behind the reports: what has voted since waits no more
+                yield pb.AttachResponse(waits=waits)
 
 
 def _abandon(future: asyncio.Future[pb.Enlisted]) -> None:

@@ -14,6 +14,7 @@ from dtp import Reason, XacoordError
 from participant_agent import values
 from participant_agent.agent import Agent
 from participant_agent.commands import carry_out
+from participant_agent.core.errors import Failure, clean
 from participant_agent.core.recovery import Lookup
 from participant_agent.core.registry import Command, Commit, Prepare, Rollback, Run
 from participant_agent.fences import mismatch
@@ -190,8 +191,14 @@ def _read_command(message: pb.Command, reading: tuple[bool, bool, str]) -> Comma
     if verb == "commit":
         return Commit(message.commit.one_phase)
     if verb == "rollback":
-        return Rollback()
+        return Rollback(why=_why(message.rollback))
     raise XacoordError(Reason.INVALID_REQUEST, "a command without a verb that this agent knows")
+
+
+def _why(rollback: pb.Rollback) -> Failure | None:
+    """Why the coordinator rolls back, where it says so in words that this agent knows."""
+    known = rollback.reason in Reason.__members__
+    return Failure(Reason(rollback.reason), clean(rollback.message)) if known else None
 
 
 def _participants(numbers: Any) -> tuple[int, ...]:

@@ -16,14 +16,17 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from coordinator.v1 import coordinator_pb2 as pb
 from dtp import Reason
 from participant_agent.v1 import participant_agent_pb2 as agent_pb
-from xacoord.errors import AlreadyCommitted, InDoubt, TransactionError
+from xacoord.errors import AlreadyCommitted, InDoubt, RolledBack, TransactionError
 from xacoord.faults import Fault
 from xacoord.result import Result
-from xacoord.status import TransactionStatus, decode_outcome, decode_status
+from xacoord.status import TransactionStatus, decode_outcome, decode_rejection, decode_status
 from xacoord.verdict import error_of, rolled_back_by, settle
 
 T = TypeVar("T")
 Method: TypeAlias = Literal["Begin", "Run", "Commit", "Rollback", "Get", "Execute"]
+
+# Reasons of a rollback that says nothing new: it was asked for, or no reason is known any more.
+_BY_THIS_CALL = frozenset({Reason.ROLLED_BACK_BY_REQUEST, Reason.ALREADY_ROLLED_BACK})
 
 # What the coordinator uses where a request names no time-out.
 SERVER_DEFAULT_TIMEOUT_SECONDS = 30.0
@@ -141,7 +144,8 @@ def rollback(gtrid: str, grace_seconds: float) -> Flow[TransactionError | None]:
     """Roll back a transaction of which no Commit was sent.
 
     Returns None where it is rolled back or will be by its time-out (a failed call changes
-    nothing about that), or an error that says how it ended otherwise.
+    nothing about that), RolledBack where the coordinator had done it before, which says why, or
+    an error that says how it ended otherwise.
     """
     reply = yield Call("Rollback", pb.RollbackRequest(gtrid=gtrid), grace_seconds)
     if reply.fault is not None:
@@ -151,10 +155,13 @@ def rollback(gtrid: str, grace_seconds: float) -> Flow[TransactionError | None]:
             return InDoubt(f"someone else is committing it: ask tm.status({gtrid!r})", gtrid)
         return None
     outcome = decode_outcome(reply.message.outcome)
+    rejection = decode_rejection(reply.message)
     try:
-        settled = settle(gtrid, outcome, reply.message.completed, None)
+        settled = settle(gtrid, outcome, reply.message.completed, rejection)
+    except RolledBack as error:
+        return None if error.reason in _BY_THIS_CALL else error
     except TransactionError as error:
-        return error if outcome.heuristic else None
+        return error
     return None if settled is None else AlreadyCommitted(gtrid, "someone else has committed the transaction")
 
 

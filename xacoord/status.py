@@ -118,7 +118,9 @@ def decode_status(response: pb.GetResponse) -> TransactionStatus:
     )
 
 
-def decode_rejection(message: pb.RunResponse | pb.CommitResponse | pb.Transaction) -> Rejection | None:
+def decode_rejection(
+    message: pb.RunResponse | pb.CommitResponse | pb.RollbackResponse | pb.Transaction,
+) -> Rejection | None:
     """The rejection in `message`, or None where it has none."""
     if not message.HasField("rejection"):
         return None

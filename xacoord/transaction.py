@@ -30,6 +30,16 @@ from xacoord.statement import Statement, StatementLike, WaitFor
 
 logger = logging.getLogger("xacoord")
 
+# What an agent says of a branch that is gone, or going, and does not know why. The coordinator does.
+_SAYS_NO_REASON = frozenset(
+    {
+        Reason.ALREADY_ROLLED_BACK,
+        Reason.BRANCH_DOOMED,
+        Reason.BRANCH_LOST,
+        Reason.TRANSACTION_NOT_ACTIVE,
+    }
+)
+
 
 class EnlistedBranch:
     """A transaction's work at one participant. From `Transaction.branch`."""
@@ -188,7 +198,7 @@ class Transaction:
             return
         self._end()
         error = self._roll_back()
-        if error is not None:
+        if error is not None and not isinstance(error, RolledBack):
             raise error
 
     def __enter__(self) -> Transaction:
@@ -253,7 +263,10 @@ class Transaction:
             if first:
                 self._failure = failure
         if first:
-            self._failure = self._roll_back() or failure
+            error = self._roll_back()
+            if isinstance(error, RolledBack) and failure.reason not in _SAYS_NO_REASON:
+                error = None  # the statement's own failure says more
+            self._failure = error or failure
         if self._failure is None:
             raise InvalidRequest(
                 Reason.TRANSACTION_NOT_ACTIVE, "this transaction has ended meanwhile", self.gtrid
@@ -261,13 +274,14 @@ class Transaction:
         raise self._failure
 
     def _roll_back(self) -> TransactionError | None:
-        """Send the Rollback; returns what became of it where that is not a rollback."""
+        """Send the Rollback; returns what became of it where that is not a rollback, or why it was one
+        already."""
         self.outcome = Outcome.ROLLED_BACK
         session = self._session
         error = session.driver.drive(flows.rollback(self.gtrid, session.grace_seconds))
         if isinstance(error, HeuristicMixed):
             self.outcome = error.outcome
-        elif error is not None:
+        elif error is not None and not isinstance(error, RolledBack):
             self.outcome = Outcome.UNKNOWN if isinstance(error, InDoubt) else Outcome.COMMITTED
         return error
 
@@ -279,7 +293,7 @@ class Transaction:
         except Exception as failure:
             logger.warning("rollback of %s could not be sent; its time-out does it: %s", self.gtrid, failure)
             return
-        if error is not None:
+        if error is not None and not isinstance(error, RolledBack):
             exc.add_note(f"the transaction did not end in a rollback: {error}")
 
     def _run_hooks(self) -> None:

@@ -8,7 +8,7 @@ says when to call step(TimePassed(), now) at the latest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from coordinator.core import inputs
@@ -24,6 +24,7 @@ from coordinator.core.states import State
 from coordinator.core.timers import TimerKind
 from coordinator.core.transaction import Branch, Transaction
 from coordinator.core.two_phase import TwoPhase, heuristic_record
+from coordinator.core.waits import Waits
 from dtp import BranchState, Decision, Gtrid, Outcome, Reason, Vote, Xid
 from dtp.outcome import combine
 
@@ -52,6 +53,7 @@ class Coordinator:
         self._two_phase = TwoPhase(self._context)
         self._requests = Requests(self._context, self._two_phase)
         self._participants = Participants(self._context, self._two_phase)
+        self._waits = Waits(self._context, self._two_phase)
         self._nonces = dict(sorted(replayed.nonces.items())[-_KEEP_NONCES:])
         self._deriving = replayed.deriving
         if self._deriving:
@@ -89,6 +91,7 @@ class Coordinator:
             inputs.BranchEnlisted: self._participants.enlisted,
             inputs.BranchVoted: self._two_phase.voted,
             inputs.BranchFinished: self._two_phase.finished,
+            inputs.WaitsReported: self._waits.reported,
             inputs.RecordsDurable: lambda event, now: self._two_phase.now_durable(event.number, now),
             inputs.TimePassed: lambda event, now: None,
         }
@@ -186,6 +189,19 @@ class Coordinator:
     def doubts(self) -> dict[str, Doubt]:
         """What is open at each participant, by name."""
         return self._context.doubts()
+
+    def waits_of(self, gtrid: str, participant: str) -> list[inputs.Wait]:
+        """What a branch waits for now."""
+        return self._waits.of(gtrid, participant)
+
+    def lock_waits(self) -> Iterator[tuple[str, inputs.Wait]]:
+        """(participant, wait) of every branch that waits now."""
+        return self._waits.all()
+
+    @property
+    def deadlocks(self) -> int:
+        """Circles of transactions that were broken."""
+        return self._waits.deadlocks
 
     @property
     def waiting_for(self) -> list[str]:

@@ -33,6 +33,17 @@ class Force:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a transaction was rolled back."""
+
+    reason: Reason
+    message: str
+    participant: str = ""
+    errno: int = 0
+    statement: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Start, statements, end and prepare (or commit in one phase) in one command."""
 
@@ -54,7 +65,9 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    pass
+    """`why`: for a client whose statement is under way there."""
+
+    why: Rejection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +89,6 @@ class Send:
     participant: str
     gtrid: str
     command: Command
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """Why a transaction was rolled back."""
-
-    reason: Reason
-    message: str
-    participant: str = ""
-    errno: int = 0
-    statement: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

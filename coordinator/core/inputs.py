@@ -195,6 +195,26 @@ class BranchFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """A branch waits for a lock. For what the fields mean see Wait in participant_agent.proto."""
+
+    gtrid: str
+    blocker: str = ""
+    prepared: bool = False
+    connection_id: int = 0
+    account: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitsReported:
+    """All lock waits of our branches at a participant, as its agent has seen them now."""
+
+    participant: str
+    link: int
+    waits: tuple[Wait, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RecordsDurable:
     """Every record up to the one with `number` is on disk."""
 
@@ -224,6 +244,7 @@ Input = (
     | BranchEnlisted
     | BranchVoted
     | BranchFinished
+    | WaitsReported
     | RecordsDurable
     | TimePassed
 )

@@ -237,7 +237,7 @@ class TwoPhase:
             return
         branch.sent, branch.overlooked = True, False
         branch.attempts += 1
-        command = Commit() if transaction.decision is Decision.COMMIT else Rollback()
+        command = Commit() if transaction.decision is Decision.COMMIT else Rollback(transaction.rejection)
         self._context.emit(Send(branch.participant, transaction.gtrid, command))
 
     def finished(self, event: BranchFinished, now: float) -> None:

@@ -22,6 +22,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Name -> (module, attribute, short help), as in `main`: other benchmarks.
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "contention": ("bench_contention", "contention", "Measure few rows that many clients want."),
     "recovery": ("bench_recovery", "recovery", "Measure recovery against XA COMMIT by hand."),
 }
 

@@ -41,6 +41,15 @@ def transaction(message: coordinator_pb2.Transaction) -> Document:
                 "outcome": _name(pb.Outcome, branch.outcome, "OUTCOME_"),
                 "attempts": branch.attempts,
                 "last_error": branch.last_error or None,
+                "waits_for": [
+                    {
+                        "gtrid": blocker.gtrid or None,
+                        "prepared": blocker.prepared,
+                        "connection_id": blocker.connection_id or None,
+                        "account": blocker.account or None,
+                    }
+                    for blocker in branch.waits_for
+                ],
             }
             for branch in message.branches
         ],
@@ -49,6 +58,16 @@ def transaction(message: coordinator_pb2.Transaction) -> Document:
             for event in message.timeline
         ],
     }
+
+
+def blocker_text(blocker: Document) -> str:
+    """Whose lock a branch waits for, for people: it waits for ...; one of a branch's `waits_for`."""
+    who = f" of {blocker['account']}" if blocker["account"] else ""
+    session = f"connection {blocker['connection_id']}{who}" if blocker["connection_id"] else ""
+    if blocker["gtrid"]:
+        kind = "prepared branch " if blocker["prepared"] else ""
+        return f"{kind}{blocker['gtrid']}" + (f" (through {session})" if session else "")
+    return "a prepared branch of somebody else" if blocker["prepared"] else session or "somebody"
 
 
 def _rejection(message: coordinator_pb2.Rejection) -> Document:

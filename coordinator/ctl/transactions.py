@@ -189,7 +189,10 @@ def fetch_list(
 def _list_view(rows: list[documents.Document], truncated: bool) -> View:
     def draw(screen: Screen) -> None:
         screen.table(
-            ["GTRID", "STATE", "OUTCOME", "AGE", "ATTENTION", "BRANCHES", "LAST ERROR", "ROLLED BACK FOR"],
+            [
+                *("GTRID", "STATE", "OUTCOME", "AGE", "ATTENTION", "BRANCHES", "WAITS FOR", "LAST ERROR"),
+                "ROLLED BACK FOR",
+            ],
             [
                 [
                     row["gtrid"],
@@ -198,6 +201,7 @@ def _list_view(rows: list[documents.Document], truncated: bool) -> View:
                     documents.duration_text(row["age_seconds"]),
                     attention(row),
                     ", ".join(f"{branch['participant']} {branch['state']}" for branch in row["branches"]),
+                    _waits_text(row),
                     _last_error(row),
                     str(row["rejection"]["reason"]) if row["rejection"] else "",
                 ]
@@ -227,6 +231,12 @@ def _last_error(row: documents.Document) -> str:
     return ""
 
 
+def _waits_text(row: documents.Document) -> str:
+    """The first wait of each branch."""
+    waiting = (branch for branch in row["branches"] if branch["waits_for"])
+    return ", ".join(f"{b['participant']}: {documents.blocker_text(b['waits_for'][0])}" for b in waiting)
+
+
 def transaction_view(row: documents.Document, evidence: str) -> View:
     """One transaction in full."""
 
@@ -249,7 +259,7 @@ def transaction_view(row: documents.Document, evidence: str) -> View:
         )
         screen.line()
         screen.table(
-            ["PARTICIPANT", "NUMBER", "STATE", "OUTCOME", "ATTEMPTS", "LAST ERROR"],
+            ["PARTICIPANT", "NUMBER", "STATE", "OUTCOME", "ATTEMPTS", "WAITS FOR", "LAST ERROR"],
             [
                 [
                     branch["participant"],
@@ -257,6 +267,7 @@ def transaction_view(row: documents.Document, evidence: str) -> View:
                     branch["state"],
                     branch["outcome"],
                     str(branch["attempts"]),
+                    ", ".join(map(documents.blocker_text, branch["waits_for"])),
                     branch["last_error"] or "",
                 ]
                 for branch in row["branches"]

@@ -433,15 +433,22 @@ class RollbackResponse(google.protobuf.message.Message):
 
     OUTCOME_FIELD_NUMBER: builtins.int
     COMPLETED_FIELD_NUMBER: builtins.int
+    REJECTION_FIELD_NUMBER: builtins.int
     outcome: Global___Outcome.ValueType
     completed: builtins.bool
+    @property
+    def rejection(self) -> Global___Rejection:
+        """Why it was rolled back: it may have been before, for another reason than this request."""
+
     def __init__(
         self,
         *,
         outcome: Global___Outcome.ValueType = ...,
         completed: builtins.bool = ...,
+        rejection: Global___Rejection | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["completed", b"completed", "outcome", b"outcome"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["rejection", b"rejection"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["completed", b"completed", "outcome", b"outcome", "rejection", b"rejection"]) -> None: ...
 
 Global___RollbackResponse: typing_extensions.TypeAlias = RollbackResponse
 
@@ -700,6 +707,7 @@ class Branch(google.protobuf.message.Message):
     OUTCOME_FIELD_NUMBER: builtins.int
     ATTEMPTS_FIELD_NUMBER: builtins.int
     LAST_ERROR_FIELD_NUMBER: builtins.int
+    WAITS_FOR_FIELD_NUMBER: builtins.int
     participant: builtins.str
     number: builtins.int
     """The participant's number, as in the bqual."""
@@ -709,6 +717,10 @@ class Branch(google.protobuf.message.Message):
     """Attempts of phase 2 so far."""
     last_error: builtins.str
     """Why the last attempt did not finish it."""
+    @property
+    def waits_for(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Blocker]:
+        """Whose locks it waits for now, as its agent has told; at most 10."""
+
     def __init__(
         self,
         *,
@@ -718,10 +730,41 @@ class Branch(google.protobuf.message.Message):
         outcome: Global___Outcome.ValueType = ...,
         attempts: builtins.int = ...,
         last_error: builtins.str = ...,
+        waits_for: collections.abc.Iterable[Global___Blocker] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "last_error", b"last_error", "number", b"number", "outcome", b"outcome", "participant", b"participant", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "last_error", b"last_error", "number", b"number", "outcome", b"outcome", "participant", b"participant", "state", b"state", "waits_for", b"waits_for"]) -> None: ...
 
 Global___Branch: typing_extensions.TypeAlias = Branch
+
+@typing.final
+class Blocker(google.protobuf.message.Message):
+    """Who holds a lock that a branch waits for. With a `gtrid`, `connection_id` is a session in between, which waits itself."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GTRID_FIELD_NUMBER: builtins.int
+    PREPARED_FIELD_NUMBER: builtins.int
+    CONNECTION_ID_FIELD_NUMBER: builtins.int
+    ACCOUNT_FIELD_NUMBER: builtins.int
+    gtrid: builtins.str
+    """The transaction; empty: it is not one of ours, or nobody knows."""
+    prepared: builtins.bool
+    """What blocks is a prepared branch, ours or not."""
+    connection_id: builtins.int
+    """Somebody else's session on the participant's server; 0: none."""
+    account: builtins.str
+    """"user@host" of that session, where it is known."""
+    def __init__(
+        self,
+        *,
+        gtrid: builtins.str = ...,
+        prepared: builtins.bool = ...,
+        connection_id: builtins.int = ...,
+        account: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account", b"account", "connection_id", b"connection_id", "gtrid", b"gtrid", "prepared", b"prepared"]) -> None: ...
+
+Global___Blocker: typing_extensions.TypeAlias = Blocker
 
 @typing.final
 class Event(google.protobuf.message.Message):

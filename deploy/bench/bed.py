@@ -220,6 +220,8 @@ def connections_of(plan: Plan) -> int:
 
 def agent_config(participant: str, address: str, target: Target, variant: Variant, sessions: int) -> str:
     """The agent's file: as many sessions as clients, all kept; else as it comes."""
+    seconds = variant.lock_wait_seconds
+    waits = f"lock_wait_seconds = {seconds}\nstatement_timeout_seconds = {seconds + 10}\n" if seconds else ""
     where = f"unix_socket = {_quoted(target.socket)}" if target.socket else f"host = {_quoted(target.host)}"
     return f"""\
 [agent]
@@ -235,7 +237,7 @@ schema = "{target.database}"
 [sessions]
 max = {sessions}
 warm = {sessions}
-[witness]
+{waits}[witness]
 enabled = {str(variant.witness).lower()}
 """
 

@@ -31,9 +31,13 @@ def shares(clients: int, processes: int) -> list[int]:
 
 
 class Crew:
-    """`with Crew(job, processes, directory) as crew:`; `job.clients` are those of all processes together."""
+    """`with Crew(job, processes, directory) as crew:`; `job.clients` are those of all processes together.
 
-    def __init__(self, job: Job, processes: int, directory: Path) -> None:
+    Args:
+        module: what the processes run.
+    """
+
+    def __init__(self, job: Job, processes: int, directory: Path, module: str = "deploy.bench.load") -> None:
         self._children: list[subprocess.Popen[bytes]] = []
         self._output = directory / "load.log"
         environ = {
@@ -42,7 +46,7 @@ class Crew:
         }
         first = 0
         for clients in shares(job.clients, processes):
-            command = [sys.executable, "-m", "deploy.bench.load"]
+            command = [sys.executable, "-m", module]
             child = spawn(command, self._output, environ, talk=True)
             self._children.append(child)
             self._tell(child, replace(job, clients=clients, first=first).line())

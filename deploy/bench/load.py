@@ -109,9 +109,17 @@ def work_through(client: Client, slot: Slot) -> Done:
 
 
 class Threads:
-    """The clients of this process, each with a thread of its own."""
+    """The clients of this process, each with a thread of its own.
 
-    def __init__(self, makers: list[Callable[[], Client]]) -> None:
+    Args:
+        makers: make a client each; it has `close`.
+        work: what a client does in a slot.
+    """
+
+    def __init__(
+        self, makers: Sequence[Callable[[], Any]], work: Callable[[Any, Slot], Done] = work_through
+    ) -> None:
+        self._work = work
         self._slots: list[queue.SimpleQueue[Slot | None]] = [queue.SimpleQueue() for _ in makers]
         self._answers: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._threads = [
@@ -146,13 +154,13 @@ class Threads:
             total.add(self._answers.get())
         return total
 
-    def _live(self, make: Callable[[], Client], slots: queue.SimpleQueue[Slot | None]) -> None:
-        client: Client | None = None
+    def _live(self, make: Callable[[], Any], slots: queue.SimpleQueue[Slot | None]) -> None:
+        client: Any = None
         try:
             client = make()
             self._answers.put(Done())
             while (slot := slots.get()) is not None:
-                self._answers.put(work_through(client, slot))
+                self._answers.put(self._work(client, slot))
         except Exception as error:
             self._answers.put(Done(failed=f"{type(error).__name__}: {error}"))
             while slots.get() is not None:

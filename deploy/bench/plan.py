@@ -64,11 +64,13 @@ class Variant:
         agents: PROCESSES, one beside each server; or IN_PROCESS, all of them in the coordinator's.
         witness: agents write the rows that prove commits.
         coordinators: that share the clients and the agents.
+        lock_wait_seconds: of the agents' sessions; 0: as they come.
     """
 
     agents: str = PROCESSES
     witness: bool = True
     coordinators: int = 1
+    lock_wait_seconds: int = 0
 
     @property
     def label(self) -> str:

@@ -178,14 +178,20 @@ def quoted_account(account: str) -> str:
     return f"'{user}'@'{host}'" if user and host else "the agent's account"
 
 
+_UNSEEN = "deadlocks across servers and blocked sessions are not seen without it"
+
+
 def _performance_schema(server: Server, account: str) -> Procedure[list[Check]]:
-    """Who waits for locks of prepared branches is in performance_schema on MySQL."""
+    """Who waits for whose locks is in performance_schema on MySQL."""
     if server.engine is not Engine.MYSQL:
         return []
+    if (yield from ask("SELECT @@global.performance_schema")) == "0":
+        fix = f"performance_schema = ON in the server's configuration; {_UNSEEN}"
+        return [Check("performance_schema", Severity.WARN, "OFF", fix)]
     answer = yield OnControl(Query("SELECT COUNT(*) FROM performance_schema.data_lock_waits WHERE FALSE"))
     if isinstance(answer, Ok):
         return [Check("performance_schema", Severity.OK, "readable")]
-    fix = f"GRANT SELECT ON performance_schema.* TO {account}; blocked sessions are not seen without it"
+    fix = f"GRANT SELECT ON performance_schema.* TO {account}; {_UNSEEN}"
     return [Check("performance_schema", Severity.WARN, describe(answer)[0], fix)]
 
 
@@ -205,7 +211,7 @@ def _recover(server: Server, account: str) -> Procedure[list[Check]]:
         "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = 0"
     )
     if transactions is None:
-        fix = f"GRANT PROCESS ON *.* TO {account}; blocked sessions and ghosts are not seen without it"
+        fix = f"GRANT PROCESS ON *.* TO {account}; {_UNSEEN}"
         return [*checks, Check("process", Severity.WARN, "no PROCESS privilege", fix)]
     checks.append(Check("process", Severity.OK, "granted"))
     ghosts = int(transactions) - len(prepared)

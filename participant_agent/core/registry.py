@@ -67,9 +67,15 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Roll back in whatever state. `own`: asked by the agent itself, nobody waits for the answer."""
+    """Roll back in whatever state.
+
+    Attributes:
+        own: asked by the agent itself, nobody waits for the answer.
+        why: what a client hears whose statement is under way; None: that it was rolled back.
+    """
 
     own: bool = False
+    why: Failure | None = None
 
 
 Command: TypeAlias = Execute | Run | Prepare | Commit | Rollback
@@ -206,7 +212,7 @@ class Registry:
         if command != entry.running and command not in entry.waiting:  # one report answers every repetition
             entry.waiting.append(command)
         if isinstance(command, Rollback) and isinstance(entry.running, Execute | Run | Prepare):
-            entry.doom = entry.doom or _ROLLED_BACK
+            entry.doom = entry.doom or command.why or _ROLLED_BACK
             return Interrupt(entry)
         return Queued()
 
@@ -243,6 +249,8 @@ class Registry:
         settled = _settled(entry, command)
         if settled is not None:
             return Answer(settled)
+        if isinstance(command, Rollback) and entry.state is BranchState.ACTIVE:
+            entry.doom = entry.doom or command.why
         entry.running = command
         return Perform(entry, command)
 

@@ -326,9 +326,18 @@ class Rollback(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    REASON_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    reason: builtins.str
+    """Why, as a client whose statement is under way shall hear it: a code of dtp/errors.py. Empty: it was rolled back."""
+    message: builtins.str
     def __init__(
         self,
+        *,
+        reason: builtins.str = ...,
+        message: builtins.str = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["message", b"message", "reason", b"reason"]) -> None: ...
 
 Global___Rollback: typing_extensions.TypeAlias = Rollback
 
@@ -359,16 +368,80 @@ class AttachResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REPORTS_FIELD_NUMBER: builtins.int
+    WAITS_FIELD_NUMBER: builtins.int
     @property
     def reports(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Report]: ...
+    @property
+    def waits(self) -> Global___Waits:
+        """Absent: as before."""
+
     def __init__(
         self,
         *,
         reports: collections.abc.Iterable[Global___Report] | None = ...,
+        waits: Global___Waits | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["reports", b"reports"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["waits", b"waits"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["reports", b"reports", "waits", b"waits"]) -> None: ...
 
 Global___AttachResponse: typing_extensions.TypeAlias = AttachResponse
+
+@typing.final
+class Waits(google.protobuf.message.Message):
+    """Every lock wait of this coordinator's branches that is seen now; replaces what was told before. Sent again and again
+    while there is one, and once more, empty, when there is none.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WAITS_FIELD_NUMBER: builtins.int
+    @property
+    def waits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Wait]:
+        """At most 5,000."""
+
+    def __init__(
+        self,
+        *,
+        waits: collections.abc.Iterable[Global___Wait] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["waits", b"waits"]) -> None: ...
+
+Global___Waits: typing_extensions.TypeAlias = Waits
+
+@typing.final
+class Wait(google.protobuf.message.Message):
+    """A branch waits for one that holds a lock. With a `blocker`, `connection_id` is a session in between, which waits for the
+    blocker and holds what the branch wants.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GTRID_FIELD_NUMBER: builtins.int
+    BLOCKER_FIELD_NUMBER: builtins.int
+    PREPARED_FIELD_NUMBER: builtins.int
+    CONNECTION_ID_FIELD_NUMBER: builtins.int
+    ACCOUNT_FIELD_NUMBER: builtins.int
+    gtrid: builtins.str
+    blocker: builtins.str
+    """The transaction of the branch that blocks; empty: nobody of ours, or nobody knows."""
+    prepared: builtins.bool
+    """What blocks is a prepared branch, ours or not."""
+    connection_id: builtins.int
+    """Somebody else's session; 0: none."""
+    account: builtins.str
+    """"user@host" of that session, where the agent may see it; at most 128 characters."""
+    def __init__(
+        self,
+        *,
+        gtrid: builtins.str = ...,
+        blocker: builtins.str = ...,
+        prepared: builtins.bool = ...,
+        connection_id: builtins.int = ...,
+        account: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["account", b"account", "blocker", b"blocker", "connection_id", b"connection_id", "gtrid", b"gtrid", "prepared", b"prepared"]) -> None: ...
+
+Global___Wait: typing_extensions.TypeAlias = Wait
 
 @typing.final
 class Report(google.protobuf.message.Message):

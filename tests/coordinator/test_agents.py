@@ -174,6 +174,10 @@ COMMANDS: list[tuple[effects.Command, pb.Command]] = [
     (effects.Commit(one_phase=True), pb.Command(commit=pb.Commit(one_phase=True))),
     (effects.Rollback(), pb.Command(rollback=pb.Rollback())),
     (
+        effects.Rollback(effects.Rejection(Reason.DEADLOCK, "a circle", "q")),
+        pb.Command(rollback=pb.Rollback(reason="DEADLOCK", message="a circle")),
+    ),
+    (
         effects.Enlisted(True, None, 1.5),
         pb.Command(enlisted=pb.Enlisted(accepted=True, remaining_milliseconds=1500)),
     ),
@@ -199,6 +203,43 @@ def test_every_command_arrives_as_what_it_is() -> None:
         for found, (_, expected) in zip(arrived, COMMANDS, strict=True):
             expected.gtrid = gtrid(1)
             assert found == expected
+
+    run(test)
+
+
+def test_waits_are_told_as_a_whole_and_what_names_nothing_of_our_shape_is_left_out() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.connect()
+        link = await bench.attach()
+        told = [
+            pb.Wait(gtrid=gtrid(1), blocker=gtrid(2), connection_id=17, account="a\nb@host"),
+            pb.Wait(gtrid=gtrid(1), prepared=True),
+            pb.Wait(gtrid=gtrid(1), blocker="not one of ours"),
+            pb.Wait(gtrid="", blocker=gtrid(2)),
+        ]
+        for waits in (told, []):
+            bench.agent.streams[-1].put_nowait(pb.AttachResponse(waits=pb.Waits(waits=waits)))
+        await until(lambda: len(bench.answers(inputs.WaitsReported)) == 2)
+        kept = (
+            inputs.Wait(gtrid(1), gtrid(2), False, 17, "a b@host"),
+            inputs.Wait(gtrid(1), prepared=True),
+        )
+        assert bench.answers(inputs.WaitsReported) == [
+            inputs.WaitsReported("p", link, kept),
+            inputs.WaitsReported("p", link, ()),
+        ]
+
+    run(test)
+
+
+def test_more_waits_than_an_agent_may_tell_are_cut() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.connect()
+        await bench.attach()
+        many = [pb.Wait(gtrid=gtrid(1), connection_id=n) for n in range(1, 6_000)]
+        bench.agent.streams[-1].put_nowait(pb.AttachResponse(waits=pb.Waits(waits=many)))
+        await until(lambda: bool(bench.answers(inputs.WaitsReported)))
+        assert len(bench.answers(inputs.WaitsReported)[0].waits) == 5_000
 
     run(test)
 

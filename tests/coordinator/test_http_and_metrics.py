@@ -92,6 +92,32 @@ def test_a_blocked_commit_is_seen_at_the_participant_that_it_waits_for() -> None
         assert table["xacoord_wal_bytes"] == 4096
 
 
+def test_lock_waits_are_counted_by_who_has_the_lock_and_deadlocks_as_they_end() -> None:
+    world = world_that_is_up()
+    metrics = Metrics(world.core.participants)
+    first, second = begin(world), begin(world)
+    wait, name = inputs.Wait, "xacoord_lock_waits"
+    waits = (
+        wait(first.gtrid, second.gtrid),
+        wait(first.gtrid, prepared=True),
+        wait(first.gtrid, connection_id=17),
+    )
+    link = world.servers["p1"].link
+    world.feed(inputs.WaitsReported("p1", link, (*waits, wait(second.gtrid, connection_id=17))))
+    table = values(metrics, world.core, world.now)
+    kinds = ("transaction", "prepared", "foreign")
+    assert [table[f'{name}{{blocker="{k}",participant="p1"}}'] for k in kinds] == [1, 1, 2]
+    assert [table[f'{name}{{blocker="{k}",participant="p2"}}'] for k in kinds] == [0, 0, 0]
+    assert table["xacoord_deadlocks_total"] == 0
+    for _ in range(2):
+        world.feed(inputs.WaitsReported("p1", link, waits[:1]))
+        other = (wait(second.gtrid, first.gtrid),)
+        world.feed(inputs.WaitsReported("p2", world.servers["p2"].link, other))
+    table = values(metrics, world.core, world.now)
+    assert table["xacoord_deadlocks_total"] == 1
+    assert table[f'{name}{{blocker="transaction",participant="p1"}}'] == 1
+
+
 def get(port: int, path: str) -> tuple[int, bytes]:
     """From another thread, as a scraper does."""
     try:

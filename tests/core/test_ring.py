@@ -223,6 +223,12 @@ class Ring(RuleBasedStateMachine):
             self.feed(inputs.BranchFinished(name, self.world.servers[name].link, gtrid, outcome))
             assert self.picture() == before
 
+    @rule(name=names, pairs=st.lists(st.tuples(recent, recent), max_size=4))
+    def tell_waits(self, name: str, pairs: list[tuple[int, int]]) -> None:
+        """Who waits for whom at a participant, true or not."""
+        waits = tuple(inputs.Wait(self.gtrid(waiter), self.gtrid(blocker)) for waiter, blocker in pairs)
+        self.feed(inputs.WaitsReported(name, self.world.servers[name].link, waits))
+
     @rule(name=names, executed=st.integers(0, 3))
     def lose(self, name: str, executed: int) -> None:
         server = self.world.servers[name]

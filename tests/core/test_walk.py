@@ -54,6 +54,7 @@ class Walk:
             (1, lambda: self.ring.recover(self.name())),
             (1, lambda: self.ring.stray_vote(self.back(), self.name(), self.random.choice(list(Vote)))),
             (1, lambda: self.ring.stray_end(self.back(), self.name(), self.random.choice(list(Outcome)))),
+            (2, self.tell_waits),
             (2, self.scan),
             (2, self.hold),
             (1, lambda: self.ring.drain(self.random.randint(0, 9))),
@@ -110,6 +111,23 @@ class Walk:
             if self.random.random() < 0.3:
                 self.ring.answer_scan(self.back(), self.random.randint(1, 99), self.random.randbytes(5))
 
+    def tell_waits(self) -> None:
+        """Two that are undecided wait for each other, and then nobody does."""
+        world = self.ring.world
+        undecided = [t for t in world.core.open.values() if t.decision is None and t.branches]
+        if len(undecided) < 2:
+            return
+        pair = self.random.sample(undecided, 2)
+        edges = [
+            (self.random.choice(list(t.branches)), inputs.Wait(t.gtrid, other.gtrid))
+            for t, other in (pair, pair[::-1])
+        ]
+        for _ in range(2):
+            for name, wait in edges:
+                world.feed(inputs.WaitsReported(name, world.servers[name].link, (wait,)))
+        for name, _ in edges:
+            self.ring.tell_waits(name, [])
+
     def hold(self) -> None:
         if self.ring.world.fences:
             self.ring.answer_fence(self.back(), self.random.randint(0, 9))
@@ -124,6 +142,7 @@ class Walk:
         for _, step in self.random.choices(self.weights, weights, k=STEPS):
             step()
             self.seen.update(t.state.value for t in self.ring.world.core.open.values())
+            self.seen["DEADLOCK"] += self.ring.world.core.deadlocks
         self.ring.teardown()
 
 
@@ -147,6 +166,7 @@ def test_walks_come_everywhere() -> None:
     killed = {f"killed in {s.value}" for s in State if s not in (State.COMMITTED, State.ROLLED_BACK)}
     assert killed | {"killed before the decision was durable"} <= set(seen)
     assert seen["HEURISTIC"]
+    assert seen["DEADLOCK"]
 
 
 def half_undone(world: World) -> Transaction:

@@ -128,6 +128,35 @@ def test_list_tells_why_it_was_rolled_back_apart_from_errors(coordctl: Coordctl)
     assert row.endswith("PRESUMED_ABORT")
 
 
+def test_list_and_show_say_what_a_branch_waits_for(coordctl: Coordctl) -> None:
+    pb = coordinator_pb2
+    waits = [
+        pb.Blocker(gtrid=OTHER),
+        pb.Blocker(gtrid=OTHER, prepared=True),
+        pb.Blocker(prepared=True),
+        pb.Blocker(connection_id=17, account="app@host"),
+        pb.Blocker(gtrid=OTHER, connection_id=18),
+    ]
+    row = transaction(
+        branches=[pb.Branch(participant="orders", number=1, waits_for=waits), pb.Branch(participant="stock")]
+    )
+    coordctl.fake.answers["List"] = pb.ListResponse(transactions=[row])
+    coordctl.fake.answers["Get"] = pb.GetResponse(transaction=row)
+    assert f"orders: {OTHER}" in coordctl("list").out
+    told = (
+        f"{OTHER}, prepared branch {OTHER}, a prepared branch of somebody else, connection 17 of app@host, "
+    )
+    assert f"{told}{OTHER} (through connection 18)" in coordctl("show", GTRID).out
+    branch, free = json.loads(coordctl("show", GTRID, "-o", "json").out)["transaction"]["branches"]
+    assert branch["waits_for"][3] == {
+        "gtrid": None,
+        "prepared": False,
+        "connection_id": 17,
+        "account": "app@host",
+    }
+    assert free["waits_for"] == []
+
+
 def test_list_help_says_the_newest_first(coordctl: Coordctl) -> None:
     assert "newest first" in coordctl("list", "--help").out
 
@@ -281,6 +310,7 @@ def test_show_as_json_has_stable_keys(coordctl: Coordctl) -> None:
         "outcome": "UNKNOWN",
         "attempts": 7,
         "last_error": "SERVER_UNAVAILABLE: 2003",
+        "waits_for": [],
     }
     assert row["timeline"][1] == {
         "at": "2026-01-02T03:04:05.002Z",

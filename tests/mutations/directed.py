@@ -13,6 +13,16 @@ _STALLED_VERBS_AT_MOST = 6
 
 
 @contextlib.contextmanager
+def crowded() -> Iterator[None]:
+    """No faults at all, but clients that all want the same rows, where there are several servers."""
+    with (
+        patch.object(plan, "_faults", autospec=True, return_value=()),
+        patch.object(plan, "_CROWDED", 1.0),
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def only(kinds: tuple[str, ...], stall: str = "") -> Iterator[None]:
     """Faults of these kinds only, and servers that stall do so at one verb (`stall`), if it is given."""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
-from coordinator.core import two_phase
+from coordinator.core import two_phase, waits
 from coordinator.core.context import Context
 from coordinator.core.coordinator import Coordinator
 from coordinator.core.memory import Memory
@@ -23,6 +23,7 @@ from dtp import Gtrid
 from participant_agent import branches
 from participant_agent.branches import Branches
 from participant_agent.core import finish, registry, resolve, sessions, work
+from participant_agent.core import waits as agent_waits
 from participant_agent.core.effects import Lost
 from participant_agent.core.finish import Finished, SessionUse
 from participant_agent.core.registry import Answer, EndedAs, Rollback
@@ -302,4 +303,41 @@ def refusing_lower_epochs() -> Iterator[None]:
         return of(self, coordinator_id, self[coordinator_id].epoch)
 
     with patch.object(Fences, "of", autospec=True, side_effect=any_epoch):
+        yield
+
+
+# -- deadlocks
+
+
+@contextlib.contextmanager
+def breaking_circles() -> Iterator[None]:
+    """Nobody looks for circles. Transactions wait for each other until a lock wait ends."""
+
+    def never(self: waits.Waits, now: float) -> None:
+        """Let them wait."""
+
+    with patch.object(waits.Waits, "_break_circles", autospec=True, side_effect=never):
+        yield
+
+
+@contextlib.contextmanager
+def confirming_circles() -> Iterator[None]:
+    """Edges that were told at different moments make a circle. Somebody is rolled back for nothing."""
+
+    def at_once(self: waits.Waits, edges: Any) -> set[str]:
+        return next(iter(waits._components(edges)), set())
+
+    with patch.object(waits.Waits, "_confirmed", autospec=True, side_effect=at_once):
+        yield
+
+
+@contextlib.contextmanager
+def naming_detached_branches() -> Iterator[None]:
+    """What is prepared and has no session any more has no name. Circles through it are not seen."""
+
+    def nameless(engine: Any, table: Any, unnamed: Any, detached: Any) -> Any:
+        return ""
+        yield
+
+    with patch.object(agent_waits, "_name", autospec=True, side_effect=nameless):
         yield

@@ -13,10 +13,11 @@ import pytest
 
 from tests import tiers
 from tests.mutations import switches
-from tests.mutations.directed import only
+from tests.mutations.directed import crowded, only
 from tests.simulation import run
 
 SEEDS = 300
+_CROWD = "crowd"
 
 # What is switched off -> the rules (tests/simulation/oracle.py) of which one has to be broken.
 CAUGHT: dict[str, set[str]] = {
@@ -63,6 +64,17 @@ def test_caught_by_directed_faults(name: str) -> None:
     tiers.count("mutations caught")
 
 
+CROWDED = ("breaking_circles", "naming_detached_branches")
+
+
+@pytest.mark.parametrize("name", CROWDED)
+def test_caught_in_a_crowd(name: str) -> None:
+    with getattr(switches, name)(), crowded():
+        seed = first_objection({"DEADLOCK"})
+    assert_clean(seed, _CROWD)
+    tiers.count("mutations caught")
+
+
 def first_objection(rules: set[str]) -> int:
     """The first seed of which the oracle says that one of the rules is broken."""
     for seed in range(SEEDS):
@@ -79,5 +91,8 @@ def assert_clean(last: int, directed: str = "") -> None:
 
 @functools.cache
 def _violations(seed: int, directed: str) -> tuple[str, ...]:
-    with only(*DIRECTED[directed][1:]) if directed else contextlib.nullcontext():
+    around: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if directed:
+        around = crowded() if directed == _CROWD else only(*DIRECTED[directed][1:])
+    with around:
         return tuple(run(seed).violations)

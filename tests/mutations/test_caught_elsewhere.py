@@ -87,6 +87,20 @@ def test_presuming(name: str, script: str, command: str, wrong: str) -> None:
     tiers.count("mutations caught")
 
 
+def test_confirming_circles() -> None:
+    """Each server has told its half of a circle once; that may have been at different moments."""
+    script = "start p1 p2\nup p1 p2\nbegin\nbegin\n" + "".join(
+        f"enlist {name} {transaction}\n" for name in ("p1", "p2") for transaction in ("1.1", "1.2")
+    )
+    script += "waits p1 1.1>1.2\nwaits p2 1.2>1.1\n"
+    wrong = "1.2: ACTIVE -> ROLLING_BACK"
+    assert wrong not in play(script)
+    assert wrong in play(f"{script}waits p1 1.1>1.2\nwaits p2 1.2>1.1\n")
+    with switches.confirming_circles():
+        assert wrong in play(script)
+    tiers.count("mutations caught")
+
+
 def _what_follows(command: str, text: str) -> str:
     """The trace of the block with this command."""
     (found,) = [block for block in text.split("\n\n") if f"\n{command}\n" in f"\n{block}"]

@@ -27,4 +27,4 @@ def test_used_and_described(name: str) -> None:
 
 
 def test_there_are_switches() -> None:
-    assert len(NAMES) >= 20
+    assert len(NAMES) >= 23

@@ -12,6 +12,8 @@
     enlist NAME T
     vote NAME T OK | READ_ONLY | ROLLBACK [REASON] [results=yes]
     finish NAME T OUTCOME | none
+    waits NAME [T>T | T>prepared | T>CONNECTION]...
+                             its agent tells who waits there now
     resolve T COMMIT | ROLLBACK
     forget T
     recover NAME
@@ -205,6 +207,16 @@ def finish(s: Scenario, words: Words, options: Options) -> None:
     s.feed(inputs.BranchFinished(name, s.links[name], s.gtrid(text), outcome))
 
 
+def waits(s: Scenario, words: Words, options: Options) -> None:
+    name, *pairs = words
+    found = []
+    for waiter, blocker in (pair.split(">") for pair in pairs):
+        gtrid = s.gtrid(blocker) if "." in blocker else ""
+        connection = int(blocker) if blocker.isdigit() else 0
+        found.append(inputs.Wait(s.gtrid(waiter), gtrid, blocker == "prepared", connection))
+    s.feed(inputs.WaitsReported(name, s.links[name], tuple(found)))
+
+
 def resolve(s: Scenario, words: Words, options: Options) -> None:
     action = Decision[words[1]]
     s.feed(inputs.ResolveRequested(s.new_ticket(), s.gtrid(words[0]), action, "they said so", "ann"))
@@ -267,6 +279,6 @@ VERBS: dict[str, Handler] = {
     handler.__name__.rstrip("_"): handler
     for handler in (
         *(start, up, connect, fenced, held, lost, scan, plan, begin, run, commit, rollback, enlist, vote),
-        *(finish, resolve, forget, recover, durable, tick, drain, checkpoint, restart, list_),
+        *(finish, waits, resolve, forget, recover, durable, tick, drain, checkpoint, restart, list_),
     )
 }

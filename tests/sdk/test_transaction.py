@@ -332,6 +332,43 @@ def test_swallowed_failure_comes_back_at_the_end_of_the_block(tm: TransactionMan
     assert world.coordinator.methods() == ["Begin", "Rollback"]
 
 
+DEADLOCK = pb.RollbackResponse(
+    outcome=pb.OUTCOME_ROLLED_BACK,
+    completed=True,
+    rejection=pb.Rejection(reason="DEADLOCK", message="a circle", participant="stock", retryable=True),
+)
+
+
+@pytest.mark.parametrize("reason", ["BRANCH_DOOMED", "ALREADY_ROLLED_BACK", "TRANSACTION_NOT_ACTIVE"])
+def test_where_the_agent_knows_no_reason_the_coordinators_is_told(
+    tm: TransactionManager, world: World, reason: str
+) -> None:
+    world.agents["orders"].on("Execute", refuse(reason))
+    world.coordinator.on("Rollback", answer(DEADLOCK))
+    with pytest.raises(RolledBack, match="a circle") as caught, tm.transaction() as tx:
+        tx.branch("orders").execute("UPDATE t SET a = 1")
+    assert (caught.value.reason, caught.value.retryable) == ("DEADLOCK", True)
+    assert (caught.value.participant, caught.value.gtrid) == ("stock", tx.gtrid)
+    assert tx.outcome is Outcome.ROLLED_BACK
+
+
+def test_a_statements_own_failure_says_more(tm: TransactionManager, world: World) -> None:
+    world.agents["orders"].on("Execute", refuse(Reason.EXPECTATION_FAILED))
+    world.coordinator.on("Rollback", answer(DEADLOCK))
+    with pytest.raises(RolledBack, match="EXPECTATION_FAILED"), tm.transaction() as tx:
+        tx.branch("orders").execute("UPDATE t SET a = 1")
+
+
+def test_a_rollback_that_was_done_before_is_a_rollback(tm: TransactionManager, world: World) -> None:
+    world.coordinator.on("Rollback", answer(DEADLOCK), answer(DEADLOCK))
+    with tm.transaction() as tx:
+        tx.rollback()
+    assert tx.outcome is Outcome.ROLLED_BACK
+    with pytest.raises(ZeroDivisionError) as caught, tm.transaction():
+        raise ZeroDivisionError
+    assert not getattr(caught.value, "__notes__", [])
+
+
 def test_failed_statement_and_lost_rollback(tm: TransactionManager, world: World) -> None:
     world.agents["orders"].on("Execute", refuse(Reason.LOCK_TIMEOUT))
     world.coordinator.on("Rollback", lost_before())

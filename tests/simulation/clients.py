@@ -36,6 +36,7 @@ _PATIENCE = 8
 _STREAMING = 0.4  # of the clients
 PRIVATE = 1_000
 SHARED = 3
+_CROWDED = 2  # of them, where everybody wants the same
 _UNFIT = "UPDATE {p}.account SET balance = balance + 1 WHERE id = 999"  # there is no such row
 
 
@@ -138,12 +139,12 @@ class Client:
     def _statements(self, work: Work, participant: str, fail: bool) -> list[statement_pb2.Statement]:
         random = self.random
         if participant not in work.writes:
-            sql = f"SELECT balance FROM {participant}.account WHERE id = {random.randint(1, SHARED)}"
+            sql = f"SELECT balance FROM {participant}.account WHERE id = {self._shared()}"
             return [statement_pb2.Statement(sql=sql)]
         update = f"UPDATE {participant}.account SET balance = balance + 1 WHERE id = "
         found = [statement_pb2.Statement(sql=f"{update}{PRIVATE + work.number}", expect_rows=1)]
-        if random.random() < 0.6:
-            found.append(statement_pb2.Statement(sql=f"{update}{random.randint(1, SHARED)}", expect_rows=1))
+        if random.random() < 0.6 or self.world.plan.crowded:
+            found.append(statement_pb2.Statement(sql=f"{update}{self._shared()}", expect_rows=1))
         if not work.key and random.random() < 0.3:
             sql = f"INSERT INTO {participant}.transfer (id, amount) VALUES ('{work.number}', 1)"
             found.append(statement_pb2.Statement(sql=sql))
@@ -152,6 +153,10 @@ class Client:
             unfit = statement_pb2.Statement(sql=_UNFIT.format(p=participant), expect_rows=1)
             found.append(unfit if random.random() < 0.5 else statement_pb2.Statement(sql=twice))
         return found
+
+    def _shared(self) -> int:
+        """A row that others want, too."""
+        return self.random.randint(1, _CROWDED if self.world.plan.crowded else SHARED)
 
     def _timeout(self) -> Duration | None:
         if self.random.random() < 0.5:
@@ -288,7 +293,7 @@ class Client:
         random = self.random
         fail = self._fails()
         if name in attempt.enlisted and name in work.writes:
-            sql = f"UPDATE {name}.account SET balance = balance + 1 WHERE id = {random.randint(1, SHARED)}"
+            sql = f"UPDATE {name}.account SET balance = balance + 1 WHERE id = {self._shared()}"
             statements = [statement_pb2.Statement(sql=sql)]
             if fail:
                 statements.append(statement_pb2.Statement(sql=_UNFIT.format(p=name), expect_rows=1))

@@ -33,6 +33,7 @@ from tests.simulation.mysql_connection import Connection
 from tests.simulation.mysql_locks import Locks, RowLock
 from tests.simulation.mysql_steps import Answer
 from tests.simulation.mysql_tables import SHAPES, Key, Row, Table, Transaction
+from tests.simulation.mysql_waits import Views
 from tests.simulation.mysql_xa import Branch, State
 
 _UNFLUSHED_SECONDS = 1.0
@@ -97,6 +98,7 @@ class Server:
         self.stalled: frozenset[str] = frozenset()
         self.stalled_by_disk = False
         self.locks = Locks(self._victim, self._granted)
+        self.views = Views(self)
         self.context = contextvars.Context()
         self.commits = 0
         self.queries = 0

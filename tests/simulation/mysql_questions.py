@@ -29,7 +29,7 @@ _GLOBALS: dict[str, object] = {
     "binlog_format": "ROW",
 }
 _OWN_GLOBALS: dict[Engine, dict[str, object]] = {
-    Engine.MYSQL: {"xa_detach_on_prepare": 1},
+    Engine.MYSQL: {"xa_detach_on_prepare": 1, "performance_schema": 1},
     Engine.MARIADB: {"wsrep_on": 0},
 }
 

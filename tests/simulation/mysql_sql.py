@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from participant_agent.core.effects import Ok, ServerError
 from participant_agent.core.engine import Engine
-from tests.simulation import mysql_dml, mysql_questions, mysql_xa
+from tests.simulation import mysql_dml, mysql_questions, mysql_waits, mysql_xa
 from tests.simulation.mysql_steps import Step
 from tests.simulation.mysql_xa import State
 
@@ -44,7 +44,7 @@ def statement(connection: Connection, sql: str, parameters: Parameters) -> Calla
 
 @lru_cache(maxsize=2048)
 def _plan(sql: str) -> Plan:
-    exact = _EXACT.get(sql) or mysql_questions.plan(sql)
+    exact = _EXACT.get(sql) or mysql_questions.plan(sql) or mysql_waits.plan(sql)
     if exact is not None:
         return exact
     word = sql.split(None, 1)[0]

@@ -47,11 +47,16 @@ _OFTEN = (
     "agent killed at a place",
     "server killed",
 )
+_CROWDED = 0.15  # of the runs with several servers
 
 
 @dataclass
 class Plan:
-    """One run."""
+    """One run.
+
+    Attributes:
+        crowded: every branch that writes changes one of very few rows that everybody changes.
+    """
 
     engines: dict[str, Engine]
     participants: dict[str, str]
@@ -75,6 +80,7 @@ class Plan:
     weather: Weather
     foreign: bool
     faults: tuple[tuple[float, str], ...]
+    crowded: bool = False
 
 
 def plan_of(random: Random) -> Plan:
@@ -85,7 +91,7 @@ def plan_of(random: Random) -> Plan:
     participants = {name: servers[0] if shared and i < 2 else servers[i] for i, name in enumerate(names)}
     chaos_seconds = random.choice((2.0, 5.0, 10.0, 25.0))
     works = random.randint(1, 5)
-    return Plan(
+    plan = Plan(
         engines={name: random.choice(list(Engine)) for name in dict.fromkeys(participants.values())},
         participants=participants,
         coordinators=("aaaa", "bbbb")[: random.choice((1, 1, 1, 2))],
@@ -109,6 +115,19 @@ def plan_of(random: Random) -> Plan:
         foreign=random.random() < 0.3,
         faults=_faults(random, chaos_seconds),
     )
+    if len(plan.engines) > 1 and random.random() < _CROWDED:
+        _crowd(plan, random)
+    return plan
+
+
+def _crowd(plan: Plan, random: Random) -> None:
+    """Branches meet in opposite orders on two servers all the time. Often nothing else goes wrong."""
+    plan.crowded = True
+    plan.clients, plan.works, plan.think_seconds = random.randint(3, 6), random.randint(8, 20), 0.01
+    plan.sessions, plan.lock_wait_seconds, plan.statement_timeout_seconds = 16, 20, 60.0
+    plan.weather.slow = plan.weather.lost = plan.weather.doubled = plan.weather.overtaken = 0.0
+    if random.random() < 0.6:
+        plan.faults = ()
 
 
 def _weather(random: Random) -> Weather:

@@ -47,7 +47,7 @@ def test_many_seeds() -> None:
     assert not never, f"these faults never happened: {never}"
     # A run in which nothing commits, nothing is rolled back or nobody is left in doubt proves little.
     answers = ("told COMMITTED", "told ROLLED_BACK", "told UNKNOWN")
-    for what in (*answers, "alert HEURISTIC", "alert ORPHAN", "rotations"):
+    for what in (*answers, "alert HEURISTIC", "alert ORPHAN", "rotations", "deadlocks across servers"):
         assert happened[what] > 10, (what, happened[what])
     # After these nobody knows an outcome until it has been asked for.
     for verb, least in (("commit", 300), ("commit_one_phase", 40), ("prepare", 100), ("rollback", 100)):

@@ -22,6 +22,7 @@ from dtp import Xid
 from tests.simulation.agents import AgentNode
 from tests.simulation.clients import PRIVATE, SHARED, Client
 from tests.simulation.coordinators import CoordinatorNode
+from tests.simulation.deadlocks import Deadlocks
 from tests.simulation.faults import Faults
 from tests.simulation.ledger import Work
 from tests.simulation.loop import SimulatedLoop
@@ -73,6 +74,7 @@ class World:
             self.coordinators[coordinator_id] = CoordinatorNode(self, coordinator_id, addresses, settings)
         self.clients: list[Client] = []
         self.faults = Faults(self)
+        self.deadlocks = Deadlocks(self)
 
     def stream(self, name: str) -> Random:
         """Randomness of one part, so that a change elsewhere does not change its run."""
@@ -93,6 +95,7 @@ class World:
             self.clients.append(client)
             client.start(self.plan.works)
         self.faults.schedule()
+        watching = self.loop.create_task(self.deadlocks.watch())
         await asyncio.sleep(self.plan.chaos_seconds)
         self.calm = True
         self.faults.end()
@@ -101,6 +104,7 @@ class World:
         if await self._come_to_rest():
             await self._audit()
             self.oracle.judge()
+        watching.cancel()
         self._count()
 
     def _furnish(self) -> None:
@@ -177,7 +181,7 @@ class World:
             auditor = Client(self, 1_000 + len(self.clients), name)
             self.clients.append(auditor)
             auditor.process.spawn(auditor.audit([w for w in self.works if w.coordinator == name]))
-        async with asyncio.timeout(CALM_SECONDS):
+        async with asyncio.timeout(CALM_SECONDS + len(self.works)):
             while not all(client.done for client in self.clients if client.process.alive):
                 await asyncio.sleep(_LOOK_SECONDS)
 
@@ -187,6 +191,9 @@ class World:
         for work in self.works:
             done = any(self.private(name, PRIVATE + work.number) for name in work.writes)
             self.counters["works done" if done else "works not done"] += 1
+        for node in self.coordinators.values():
+            if node.driver is not None:  # of its last life only
+                self.counters["deadlocks across servers"] += node.driver.core.deadlocks
         self.counters["works"] += len(self.works)
         self.counters["virtual seconds"] += int(self.loop.time())
 

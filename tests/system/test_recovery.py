@@ -189,6 +189,8 @@ def test_metrics_have_the_promised_names(system: System) -> None:
         "xacoord_in_doubt_branches",
         "xacoord_in_doubt_oldest_age_seconds",
         "xacoord_blocked_sessions",
+        "xacoord_lock_waits",
+        "xacoord_deadlocks_total",
         "xacoord_orphan_branches",
         "xacoord_foreign_branches",
         "xacoord_heuristic_outcomes_total",
