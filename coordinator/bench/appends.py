@@ -102,8 +102,11 @@ class Appenders:
             id_ = Gtrid.make(COORDINATOR_ID, self._started.core.epoch, self._counter, 0)
             self._append(CommitRecord(id_, NUMBERS, time.time(), time.time()))
         idle = asyncio.ensure_future(self._idle.wait())
-        await asyncio.wait((idle, self._started.failed), return_when=asyncio.FIRST_COMPLETED)
-        idle.cancel()
+        try:
+            await asyncio.wait((idle, self._started.failed), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            idle.cancel()
+            self._until = 0.0  # interrupted: what is still to become durable appends nothing more
         if self._started.failed.done():
             self._started.failed.result()
         return Slot(latencies, time.perf_counter() - before)

@@ -130,14 +130,14 @@ def test_what_runs_without_failpoints_does_not_know_them() -> None:
     assert knowing - COMMANDS == {
         "coordinator/runtime.py",  # chooses the driver, once
         "coordinator/failpoint_driver.py",
-        "participant_agent/daemon.py",  # hands over None, once
+        "participant_agent/host.py",  # hands over None, once
         "participant_agent/agent.py",
         "participant_agent/control.py",
     }
     control = (ROOT / "participant_agent/control.py").read_text()
     for call in re.findall(r"^.*self\._failpoints\..*$", control, re.M):
-        assert "await self._failpoints.hit(" in call
-    assert control.count("self._failpoints is") == 3
+        assert "await self._failpoints.hit(" in call or "map(self._failpoints.wants, places)" in call
+    assert control.count("self._failpoints is") == 4
 
 
 def test_a_followed_file_arms_a_running_process(tmp_path: Path) -> None:
