@@ -49,6 +49,7 @@ COORDINATOR_TRIGGERS = {
     "input_drain_started": "drain",
     "input_agent_held": "held",
     "input_agent_lost": "agent_lost",
+    "input_waits_reported": "lock_wait",
 }
 AGENT_TRIGGERS = {"fence_write": "start", "purge": "slow_traffic"}
 

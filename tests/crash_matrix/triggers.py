@@ -153,6 +153,18 @@ def agent_lost(aim: Aim) -> Iterator[Burst | None]:
 
 
 @contextlib.contextmanager
+def lock_wait(aim: Aim) -> Iterator[Burst | None]:
+    """Somebody has locked all accounts of a participant by hand: who wants one waits, and that is told."""
+    server = aim.rig.cluster.sites[aim.site].server
+    with contextlib.closing(server.root_connect()) as connection:
+        connection.query(f"SELECT * FROM {aim.site}.account FOR UPDATE")
+        connection.store_result()
+        aim.arm()
+        yield BURST
+        connection.rollback()
+
+
+@contextlib.contextmanager
 def held(aim: Aim) -> Iterator[Burst | None]:
     """The participant remembers a higher epoch than the log gives: nothing may be resolved there."""
     rig, server = aim.rig, aim.rig.cluster.sites[aim.site].server
@@ -316,6 +328,6 @@ TRIGGERS: dict[str, Trigger] = {
     trigger.__name__: trigger
     for trigger in (
         *(traffic, decisions, much_traffic, slow_traffic, start, unknown_transaction, recover, orphan, drain),
-        *(agent_lost, held, caller_leaves, resolve, heuristic, forget),
+        *(agent_lost, lock_wait, held, caller_leaves, resolve, heuristic, forget),
     )
 }
