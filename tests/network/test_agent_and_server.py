@@ -119,7 +119,7 @@ def test_delay(any_net: Net) -> None:
     deal.start_commit()
     net.goes_on(within_seconds=0.5)
     assert deal.wait() == "COMMITTED"
-    assert deal.seconds >= 0.3, "END, PREPARE and COMMIT went through the slow link"
+    assert deal.seconds >= 0.2, "the packet up to PREPARE, and COMMIT, went through the slow link"
     net.servers[TAKER].heal()
     net.settles()
 
