@@ -347,6 +347,7 @@ class Agent:
             raise _as_error(action.failure, gtrid)
         assert isinstance(action, Perform)
         entry = action.entry
+        self.branches.begun.set()
         working = asyncio.ensure_future(self._execute(action, command, link))
         try:
             return await asyncio.shield(working)

@@ -76,6 +76,7 @@ class Branches:
         self._log = log
         self._tasks: set[asyncio.Task[None]] = set()
         self.registry = Registry()
+        self.begun = asyncio.Event()  # a command has begun since somebody cleared it
 
     # -- arrival
     # ----------------------------------------------------------------------------------------------------
@@ -86,6 +87,7 @@ class Branches:
 
     def _act(self, gtrid: str, coordinator_id: str, action: Action) -> None:
         if isinstance(action, Perform):
+            self.begun.set()
             self.spawn(self._perform(action.entry, action.command))
         elif isinstance(action, Answer):
             self._report(coordinator_id, gtrid, action.result)

@@ -28,7 +28,6 @@ from participant_agent.session import Session
 
 SLOW_SECONDS = 0.1
 _TICK_SECONDS = 0.05
-_IDLE_TICK_SECONDS = 0.1  # where no branch is there
 _LOOK_SECONDS = 2.0
 # InnoDB renews what it shows only when nobody has read it for 100 ms. Jitter lets two agents of one server
 # find such a gap; it is no randomness, so that a simulated run can be repeated.
@@ -87,6 +86,11 @@ class Waits:
         """Look while something is slow, for ever."""
         loop = asyncio.get_running_loop()
         while True:
+            if not self._branches.registry.entries:
+                self._looked_for.clear()
+                self._tell({})
+                self._branches.begun.clear()
+                await self._branches.begun.wait()
             await asyncio.sleep(self._tick(loop.time()))
             slow = self._slow(loop.time()) if self._serving() else set()
             if not slow:
@@ -100,8 +104,6 @@ class Waits:
 
     def _tick(self, now: float) -> float:
         """Seconds until commands are looked through again; not beyond a look that is due."""
-        if not self._branches.registry.entries:
-            return _IDLE_TICK_SECONDS
         left = self._next - now
         return left if self._looked_for and 0 < left < _TICK_SECONDS else _TICK_SECONDS
 

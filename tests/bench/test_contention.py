@@ -139,6 +139,7 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.engines("mariadb")
 def test_the_real_command(engine: Engine, tmp_path: Path) -> None:
     options = ["--rows", "4", "--clients", "4", "--lock-wait", "30", "--rounds", "1", "--seconds", "1.5"]
     done = run(tmp_path, "--engine", engine, *options, "--raw-seconds", "2.5", "-o", "json")

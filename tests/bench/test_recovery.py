@@ -45,6 +45,7 @@ def run(directory: Path, *arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.engines("mysql")
 def test_private_servers(engine: Engine, tmp_path: Path) -> None:
     code, output, errors = run(
         tmp_path, "--engine", engine, "--branches", "20,400", "--rounds", "2", "-o", "json"

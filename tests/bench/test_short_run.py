@@ -76,6 +76,7 @@ def check(document: dict[str, Any], sides: list[str], cases: list[tuple[int, int
 
 
 @pytest.mark.slow
+@pytest.mark.engines("mysql")
 def test_private_servers(engine: Engine, tmp_path: Path) -> None:
     plot = tmp_path / "bench.svg"
     work = tmp_path / "work"
@@ -139,6 +140,7 @@ def databases(server: PrivateServer) -> set[str]:
     return {str(row[0]) for row in server.sql("SHOW DATABASES")}
 
 
+@pytest.mark.engines("mariadb")
 def test_given_servers_are_as_before(
     engine: Engine, two_servers: tuple[PrivateServer, PrivateServer], tmp_path: Path
 ) -> None:
@@ -235,6 +237,7 @@ def test_ctrl_c_leaves_no_process_and_no_file(engine: Engine, tmp_path: Path) ->
     interrupt(tmp_path, "--engine", engine)
 
 
+@pytest.mark.engines("mariadb")
 def test_ctrl_c_leaves_given_servers_as_before(
     two_servers: tuple[PrivateServer, PrivateServer], tmp_path: Path
 ) -> None:

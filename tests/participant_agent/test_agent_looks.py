@@ -44,6 +44,7 @@ class Rig:
         self.out_of_sessions = False
         self.on_query: Callable[[], None] = lambda: None
         self.registry = Registry()
+        self.begun = asyncio.Event()
         rig: Any = self
         self.waits = Waits(
             rig, rig, rig, {"c001": rig}, lambda: Engine.MYSQL, "x.witness", "p", lambda: True, rig
@@ -88,6 +89,7 @@ class Rig:
     def work(self, gtrid: str, connection_id: int, state: BranchState = BranchState.ACTIVE) -> Entry:
         entry = Entry(gtrid, "c001", 1, state, session=FakeSession(connection_id), running=Execute(()))
         self.registry.entries[gtrid] = entry
+        self.begun.set()
         return entry
 
     def looks(self) -> list[float]:
