@@ -8,6 +8,7 @@ whether it wants a checkpoint.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from coordinator.core.records import CommitRecord
 from coordinator.core.settings import Settings
 from coordinator.journal import LogJournal, open_log, start_epoch
 from dtp import Gtrid
-from wal import Options
+from wal import LogError, Options
 
 COORDINATOR_ID = "0001"
 PARTICIPANTS = ("one", "two")
@@ -125,7 +126,9 @@ class Appenders:
             self._latencies.append(now - since)
             woken.append(record)
         if now < self._until:
-            for record in woken:
-                self._append(record)
+            # A log that has failed says so itself; one that was closed meanwhile was interrupted.
+            with contextlib.suppress(LogError):
+                for record in woken:
+                    self._append(record)
         elif not self._waiting:
             self._idle.set()
