@@ -157,6 +157,7 @@ def lock_wait(aim: Aim) -> Iterator[Burst | None]:
     """Somebody has locked all accounts of a participant by hand: who wants one waits, and that is told."""
     server = aim.rig.cluster.sites[aim.site].server
     with contextlib.closing(server.root_connect()) as connection:
+        connection.query("BEGIN")
         connection.query(f"SELECT * FROM {aim.site}.account FOR UPDATE")
         connection.store_result()
         aim.arm()
