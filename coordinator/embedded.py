@@ -90,18 +90,6 @@ class EmbeddedAgent:
         """A channel to it, for coordinator.agents.AgentLink."""
         return LocalChannel(self)  # type: ignore[return-value]
 
-    def link(
-        self,
-        identity: Identity,
-        submit: Callable[[inputs.Input], None],
-        clock: Callable[[], float],
-        purge_mark: Callable[[], str],
-    ) -> AgentLink:
-        """The coordinator's link to it."""
-        from coordinator.local import LocalLink
-
-        return LocalLink(self, identity, submit, clock, purge_mark)
-
 
 class Embedded:
     """All embedded agents of a configuration."""
@@ -130,6 +118,23 @@ class Embedded:
         """Where a participant's agent listens."""
         agent = self.agents.get(name)
         return otherwise if agent is None else agent.address
+
+    def link(
+        self,
+        name: str,
+        address: str,
+        identity: Identity,
+        submit: Callable[[inputs.Input], None],
+        clock: Callable[[], float],
+        purge_mark: Callable[[], str],
+    ) -> AgentLink:
+        """The coordinator's link to a participant's agent: to an embedded one, or to the one at `address`."""
+        agent = self.agents.get(name)
+        if agent is None:
+            return AgentLink(name, address, identity, submit, clock, purge_mark)
+        from coordinator.local import LocalLink
+
+        return LocalLink(agent, identity, submit, clock, purge_mark)
 
     def start(self) -> None:
         """Begin to start them; nobody waits for it."""

@@ -15,7 +15,7 @@ from google.protobuf.json_format import MessageToDict
 
 from coordinator import convert
 from coordinator.admin import recover as recover_running
-from coordinator.agents import AgentLink, Identity, LinkDown, dial, xids
+from coordinator.agents import AgentLink, Identity, LinkDown, xids
 from coordinator.codec import Kind
 from coordinator.config import Config, load_config
 from coordinator.core.coordinator import Coordinator
@@ -79,39 +79,32 @@ async def _plan(config: Config, names: list[str]) -> admin_pb2.RecoverResponse:
     identity = Identity(config.coordinator.id, 0, recovered.identity, {})
     response = admin_pb2.RecoverResponse()
     async with Embedded.of(config, names) as embedded:
-        await _scan_all(config, names, core, identity, embedded, response)
+        for name in names:
+            link = embedded.link(
+                name,
+                config.participants[name].agent,
+                identity,
+                lambda event: None,
+                make_clock(),
+                lambda: "",
+            )
+            await _scan(link, core, response)
     return response
 
 
-async def _scan_all(
-    config: Config,
-    names: list[str],
-    core: Coordinator,
-    identity: Identity,
-    embedded: Embedded,
-    response: admin_pb2.RecoverResponse,
-) -> None:
-    for name in names:
-        agent = embedded.agents.get(name)
-        link = AgentLink(
-            name,
-            agent.address if agent else config.participants[name].agent,
-            identity,
-            lambda event: None,
-            make_clock(),
-            lambda: "",
-            agent.connect if agent else dial,
-        )
-        task = asyncio.get_running_loop().create_task(link.run())
-        try:
-            found = await _inspect(link)
-            items = core.plan(name, xids(found))
-            response.items.extend(convert.plan_items(items, lambda item: ""))
-            response.scans.add(participant=name, scanned=True)
-        except Exception as error:
-            response.scans.add(participant=name, scanned=False, error=str(error))
-        finally:
-            task.cancel()
+async def _scan(link: AgentLink, core: Coordinator, response: admin_pb2.RecoverResponse) -> None:
+    """Put a participant's part of the plan into the response."""
+    name = link.participant
+    task = asyncio.get_running_loop().create_task(link.run())
+    try:
+        found = await _inspect(link)
+        items = core.plan(name, xids(found))
+        response.items.extend(convert.plan_items(items, lambda item: ""))
+        response.scans.add(participant=name, scanned=True)
+    except Exception as error:
+        response.scans.add(participant=name, scanned=False, error=str(error))
+    finally:
+        task.cancel()
 
 
 async def _inspect(link: AgentLink) -> Any:

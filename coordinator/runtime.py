@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from coordinator.agents import AgentLink, Identity
+from coordinator.agents import Identity
 from coordinator.config import Config
 from coordinator.core import inputs
 from coordinator.driver import Driver, make_clock
@@ -150,6 +150,6 @@ def _add_links(driver: Driver, log_identity: bytes, config: Config, embedded: Em
     core = driver.core
     identity = Identity(core.settings.coordinator_id, core.epoch, log_identity, core.nonces)
     for name, participant in config.participants.items():
-        agent = embedded.agents.get(name)
-        what = identity, driver.submit, driver.clock, lambda: core.purge_mark
-        driver.links[name] = agent.link(*what) if agent else AgentLink(name, participant.agent, *what)
+        driver.links[name] = embedded.link(
+            name, participant.agent, identity, driver.submit, driver.clock, lambda: core.purge_mark
+        )
