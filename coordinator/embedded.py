@@ -71,8 +71,6 @@ class EmbeddedAgent:
             host = Host(self._config, self._log)
             try:
                 await host.start()
-                self.host, self.error = host, ""
-                self.tried.set()
             except NotStarted as error:
                 self.error = f"{error}: {error.details.get('detail', error.details.get('address', ''))}"
                 if self.error != told:
@@ -80,6 +78,9 @@ class EmbeddedAgent:
                 told = self.error
                 self.tried.set()
                 await asyncio.sleep(_PAUSE_SECONDS)
+            else:
+                self.host, self.error = host, ""
+        self.tried.set()
 
     async def stop(self) -> None:
         """End it in order."""
