@@ -387,13 +387,10 @@ class Session:
         return Lost(f"({errno}) {message}") if errno in LOST_ERRNOS else ServerError(errno, message)
 
     def _finish(self, *results: Result) -> None:
-        last = results[-1]
-        if isinstance(last, Lost | TooLarge):
+        if self._hung_up or isinstance(results[-1], Lost | TooLarge):  # this was its last answer
             self._die(*results)
-        elif self._hung_up:  # this was its last answer
+        else:
             self._settle(*results)
-            self._die(last)
-        self._settle(*results)
 
     def _die(self, *results: Result) -> None:
         if self.dead:
