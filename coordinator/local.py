@@ -30,14 +30,8 @@ if TYPE_CHECKING:
     from coordinator.embedded import EmbeddedAgent
     from participant_agent.agent import Agent
 
-_OUTCOMES = {
-    State.COMMITTED: Outcome.COMMITTED,
-    State.ROLLED_BACK: Outcome.ROLLED_BACK,
-    State.RETRY: None,
-    State.HEURISTIC_COMMIT: Outcome.HEURISTIC_COMMIT,
-    State.HEURISTIC_ROLLBACK: Outcome.HEURISTIC_ROLLBACK,
-    State.HEURISTIC_HAZARD: Outcome.HEURISTIC_HAZARD,
-}
+# Both say it in the same words; RETRY is no outcome.
+_OUTCOMES = {state: Outcome.__members__.get(state.name) for state in State}
 
 Reported: TypeAlias = tuple[str, Voted | Finished] | pb.Report | pb.Waits
 
