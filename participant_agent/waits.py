@@ -86,16 +86,14 @@ class Waits:
         """Look while something is slow, for ever."""
         loop = asyncio.get_running_loop()
         while True:
-            if not self._branches.registry.entries:
-                self._looked_for.clear()
-                self._tell({})
-                self._branches.begun.clear()
-                await self._branches.begun.wait()
             await asyncio.sleep(self._tick(loop.time()))
             slow = self._slow(loop.time()) if self._serving() else set()
             if not slow:
                 self._looked_for.clear()
                 self._tell({})
+                if not self._branches.registry.entries:
+                    self._branches.begun.clear()
+                    await self._branches.begun.wait()
             elif loop.time() >= (self._earliest if slow - self._looked_for else self._next):
                 try:
                     await self._look(slow)
