@@ -97,7 +97,8 @@ class Process:
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
-        os.kill(self.pid, number)
+        assert self._child is not None
+        self._child.send_signal(number)
 
     def tail(self, lines: int = 30) -> str:
         """The end of its output."""

@@ -251,13 +251,22 @@ class PrivateServer:
         return self.connect("root", **arguments)
 
     def sql(self, statement: str, arguments: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
-        """Executes one statement as the administrator, on a connection of its own, and returns the rows."""
-        with (
-            contextlib.closing(self.root_connect()) as connection,
-            contextlib.closing(connection.cursor()) as cursor,
-        ):
-            cursor.execute(statement, arguments)
-            return list(cursor.fetchall()) if cursor.description else []
+        """Executes one statement as the administrator, on a connection of its own, and returns the rows.
+
+        Raises ServerError, with the end of the error log, when the server has ended without being told to.
+        """
+        try:
+            with (
+                contextlib.closing(self.root_connect()) as connection,
+                contextlib.closing(connection.cursor()) as cursor,
+            ):
+                cursor.execute(statement, arguments)
+                return list(cursor.fetchall()) if cursor.description else []
+        except MySQLdb.OperationalError as error:
+            status = self._process and self._process.poll()
+            if status is None:
+                raise
+            raise self._error(f"has ended by itself with status {status}") from error
 
     def prepared(self) -> list[tuple[int, bytes, bytes]]:
         """What XA RECOVER lists: (formatID, gtrid, bqual), whatever bytes they have."""

@@ -113,6 +113,17 @@ def test_failed_start_tells_the_error_log_and_leaves_no_process(new_server: NewS
         new_server(options={"no_such_option": "1"})
 
 
+@pytest.mark.engines("mariadb")
+def test_server_that_ended_by_itself_is_told_as_such(new_server: NewServer) -> None:
+    server = new_server()
+    process = server.pid
+    os.kill(process, signal.SIGKILL)
+    os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(ServerError, match="ended by itself with status -9"):
+        server.sql("SELECT 1")
+    assert not server.running
+
+
 @pytest.mark.parametrize("way", ["socket", "port"])
 def test_agent_account_can_do_its_work_and_no_more(engine: Engine, two_servers: TwoServers, way: str) -> None:
     server = two_servers[0]
