@@ -10,6 +10,7 @@ server of its own (about a second each).
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,11 @@ from deploy.engines import Engine
 from deploy.private_servers import PrivateServer
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
+
+
+def pytest_configure() -> None:
+    # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

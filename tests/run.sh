@@ -43,7 +43,6 @@ for path in "${parts[@]}" "${faults[@]}"; do others+=("--ignore=$path"); done
 
 scratch=$(mktemp -d)
 declare -A lanes=()
-# A lane in the background does not hear Ctrl-C.
 trap 'kill "${lanes[@]}" 2>/dev/null || true; rm -rf "$scratch"' EXIT
 export XACOORD_TALLY=$scratch/tally
 touch "$XACOORD_TALLY"
@@ -65,7 +64,6 @@ step "pytest, three lanes: others (shown as it runs), parts and faults (shown wh
 status=0
 lane parts "${parts[@]}"
 lane faults "${faults[@]}"
-# In the foreground: what a shell starts in the background ignores SIGINT, and tests of it would wait for ever.
 pytest --color="$colour" "${others[@]}" 2>&1 | tee "$scratch/others" || status=$?
 step "others: $(counts "$scratch/others")"
 for name in parts faults; do

@@ -48,13 +48,13 @@ def run(directory: Path, *arguments: str) -> tuple[int, str, str]:
 @pytest.mark.engines("mysql")
 def test_private_servers(engine: Engine, tmp_path: Path) -> None:
     code, output, errors = run(
-        tmp_path, "--engine", engine, "--branches", "20,400", "--rounds", "2", "-o", "json"
+        tmp_path, "--engine", engine, "--branches", "20,200", "--rounds", "2", "-o", "json"
     )
     assert code == 0, errors
     document = json.loads(output)
     assert document["engine"] == engine
     assert [server["private"] for server in document["servers"]] == [True, True]
-    assert [case["branches"] for case in document["cases"]] == [20, 400]
+    assert [case["branches"] for case in document["cases"]] == [20, 200]
     for case in document["cases"]:
         for name in ("raw_seconds", "seconds", "first_commit_seconds", "ratio"):
             assert 0 < case[name]["min"] <= case[name]["median"] <= case[name]["max"]

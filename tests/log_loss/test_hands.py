@@ -18,7 +18,11 @@ from tests.log_loss.conftest import SETTINGS, Loss, by_hand, lost, restart_agent
 from tests.system.conftest import INSERT, System, failpoints, statement
 from tests.system.test_recovery import leave_prepared
 
+# What the engines do differently is in the first test; the others are about the log.
+pytestmark = pytest.mark.engines("mariadb")
 
+
+@pytest.mark.engines("mysql", "mariadb")
 @pytest.mark.parametrize("verb", ["COMMIT", "ROLLBACK"])
 def test_a_branch_that_a_person_has_ended(shared_system: System, verb: str) -> None:
     """Without the log nobody knows that it was decided; what the person did is what counts."""

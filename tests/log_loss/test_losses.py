@@ -74,6 +74,7 @@ def as_it_must_be(loss: Loss, plan: dict[str, Any]) -> None:
     assert plan["by_gtrid"][torn]["missing"] == [2]
 
 
+@pytest.mark.engines("mariadb")
 def test_everybody_is_told_and_nothing_risky_is_done(shared_system: System) -> None:
     loss = lost(shared_system, "empty")
     cluster = shared_system.cluster
@@ -136,6 +137,7 @@ def test_everybody_is_told_and_nothing_risky_is_done(shared_system: System) -> N
     loss.judge(half=True, whole=True, torn=False)
 
 
+@pytest.mark.engines("mariadb")
 def test_the_real_log_is_shut_out_afterwards(shared_system: System) -> None:
     """It was found when it was too late: refused, however often it is started, and it resolves nothing."""
     loss = lost(shared_system, "empty")

@@ -61,6 +61,7 @@ def test_killed_with_its_agents(system: System, place: str) -> None:
     assert system.run(system.new_id()).outcome == coordinator_pb2.OUTCOME_COMMITTED
 
 
+@pytest.mark.engines("mariadb")
 def test_a_server_that_is_away_holds_nobody_up_and_is_found_again(system: System) -> None:
     cluster = system.cluster
     cluster.coordinator.stop()
@@ -87,6 +88,7 @@ def test_a_server_that_is_away_holds_nobody_up_and_is_found_again(system: System
     assert system.judge(system.run(row := system.new_id()) and row)
 
 
+@pytest.mark.engines("mariadb")
 def test_a_stopped_one_is_recovered_offline(system: System) -> None:
     cluster = system.cluster
     row = system.new_id()
@@ -103,6 +105,7 @@ def test_a_stopped_one_is_recovered_offline(system: System) -> None:
     assert system.judge(row)
 
 
+@pytest.mark.engines("mariadb")
 def test_a_lost_log_is_derived(make_system: Callable[..., System]) -> None:
     system = make_system(embedded=True)
     cluster = system.cluster
@@ -124,6 +127,7 @@ def test_strangers_branches_survive(system: System) -> None:
     server.sql("XA ROLLBACK 'stranger'")
 
 
+@pytest.mark.engines("mariadb")
 def test_an_orderly_end_leaves_nothing(system: System) -> None:
     gtrid = system.begin_work(row := system.new_id())
     assert system.cluster.coordinator.stop() == 0
@@ -165,6 +169,7 @@ def test_a_wrong_file_is_refused(engine: Engine, tmp_path: Path, line: str, comp
     assert not (tmp_path / "log").exists(), "nothing is begun"
 
 
+@pytest.mark.engines("mariadb")
 def test_statements_reach_the_agent_at_its_own_address(system: System) -> None:
     row = system.new_id()
     gtrid = system.coordinator.Begin(coordinator_pb2.BeginRequest(), timeout=10).gtrid
