@@ -38,6 +38,7 @@ from coordinator.v1 import admin_pb2, admin_pb2_grpc, coordinator_pb2, coordinat
 from coordinator.version import VERSION
 from shell import logs
 from shell.config import ConfigError, check_address, check_bindable
+from shell.garbage import look_less
 from shell.status import ErrorInterceptor
 from wal import LogCorrupt, LogError, LogFailed, LogFull, LogLocked
 
@@ -188,6 +189,7 @@ async def serve(config: Config) -> int:
     runtime = await Runtime.start(config, check_addresses)
     try:
         daemon = Daemon(config, runtime)
+        look_less()
         return await daemon.run()
     except BaseException:
         with contextlib.suppress(Exception):

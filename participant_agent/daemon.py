@@ -90,6 +90,7 @@ def doctor(path: Path | None, output: str) -> None:
 async def _serve(config: Config) -> int:
     from participant_agent.host import Host, NotStarted
     from shell import logs
+    from shell.garbage import look_less
 
     log = logs.setup("participant-agent", config.agent.log_level).bind(participant=config.agent.participant)
     host = Host(config, log)
@@ -102,6 +103,7 @@ async def _serve(config: Config) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    look_less()
     await stopping.wait()
     log.info("stopping")
     await host.stop()
