@@ -25,7 +25,7 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 def pytest_configure() -> None:
-    # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and interrupt.
+    # What a shell starts in the background ignores Ctrl-C, and so would all that tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

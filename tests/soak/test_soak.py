@@ -1,4 +1,4 @@
-"""A soak of a quarter of a minute, as part of the normal tests: it runs, finds nothing, and its report says so."""
+"""A soak of 15 seconds, as part of the normal tests: it runs, finds nothing, and its report says so."""
 
 from __future__ import annotations
 
