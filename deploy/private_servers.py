@@ -39,7 +39,7 @@ import MySQLdb
 
 from deploy.engines import Binaries, Engine, ServerError, user_argument
 from deploy.interruption import scratch
-from deploy.processes import free_port, spawn
+from deploy.processes import Child, free_port, spawn
 
 START_TIMEOUT_SECONDS = 120.0
 STOP_TIMEOUT_SECONDS = 60.0
@@ -63,7 +63,7 @@ class PrivateServer:
         self._port = port
         self._options = dict(options)
         self._binlog = binlog
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
         self._socket_directory: tempfile.TemporaryDirectory[str] | None = None
         self._socket = directory / "mysqld.sock"
         if len(os.fsencode(self._socket)) > _SOCKET_PATH_BYTES:
@@ -305,7 +305,7 @@ class PrivateServer:
 
     # --- Details ---
 
-    def _child(self) -> subprocess.Popen[bytes]:
+    def _child(self) -> Child:
         if self._process is None:
             raise ServerError(f"{self.engine} server in {self._directory} is not running")
         return self._process

@@ -17,8 +17,10 @@ from typing import Any, get_args
 
 import pytest
 
+from deploy import processes
 from deploy.engines import Engine
 from deploy.private_servers import PrivateServer
+from tests.nursery import Nursery
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
@@ -63,6 +65,24 @@ class ServerPool:
         for server in self._servers:
             server.close()
         shutil.rmtree(self._directory)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nursery() -> Iterator[Nursery]:
+    """Where this process has its daemons forked; its helper starts when the first one is wanted."""
+    nursery = Nursery()
+    processes.fork = nursery.fork
+    yield nursery
+    processes.fork = None
+    nursery.close()
+
+
+@pytest.fixture(scope="module")
+def started_by_exec(nursery: Nursery) -> Iterator[None]:
+    """The module's daemons start as they do elsewhere: by exec, each with a Python of its own."""
+    processes.fork = None
+    yield
+    processes.fork = nursery.fork
 
 
 @pytest.fixture(scope="session")
