@@ -168,8 +168,9 @@ class PrivateServer:
                 self.root_connect().close()
                 return
             except MySQLdb.OperationalError as error:
-                if process.poll() is not None:
-                    raise self._error(f"ended with status {process.returncode} while starting") from error
+                status = process.poll()
+                if status is not None:
+                    raise self._error(f"ended with status {status} while starting") from error
                 if time.monotonic() > deadline:
                     self.kill()
                     raise self._error(f"did not answer within {timeout_seconds:g} s: {error}") from error
