@@ -5,6 +5,9 @@ with MariaDB; both have to be there. Where the engine plays no part in what is t
 `engines("mariadb")`. Shared servers start once per session; a test uses databases of its own
 name on them and leaves them running. A test that kills, freezes or reconfigures asks `new_server` for a
 server of its own (about a second each).
+
+Our daemons are forked from a nursery (tests/nursery.py), which spares each start half a second of imports; a
+module that asks for `started_by_exec` starts them as users do.
 """
 
 from __future__ import annotations
