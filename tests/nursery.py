@@ -6,7 +6,8 @@ ARGUMENT...` would have been, with its own session, directory, environment and o
 
     1. asked for the first time, we start the helper (deploy.processes: the kernel kills it when we die)
     2. a request goes to it: the command's words, the environment, and the two files for output
-    3. it forks, and answers with the process id, a pidfd and the pipe on which it will tell the exit code
+    3. it forks, and once the fork has a session and its files, answers with the process id, a pidfd and the
+       pipe on which it will tell the exit code
     4. signals go through the pidfd, which never means another process
     5. the helper, being the parent, reaps the child and tells the exit code
 
@@ -215,11 +216,15 @@ def _serve(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
             message, files, _, _ = socket.recv_fds(control, 1 << 20, 2)
             if not message:
                 return None
+            begun, begins = os.pipe()
             pid = os.fork()
             if pid == 0:
                 control.detach()  # _become closes it
                 return json.loads(message), files
             pidfd = os.pidfd_open(pid)
+            os.close(begins)
+            os.read(begun, 1)  # until it has closed the other end: from then on it can be killed by its group
+            os.close(begun)
             theirs, status = os.pipe()
             socket.send_fds(control, [str(pid).encode()], [pidfd, theirs])
             for descriptor in (*files, theirs):
@@ -245,7 +250,7 @@ def _become(request: dict[str, Any], files: list[int], helper: int, prctl: Any) 
     null = os.open(os.devnull, os.O_RDWR)
     for number, descriptor in enumerate((null, *files)):
         os.dup2(descriptor, number)
-    os.closerange(3, 1 << 20)
+    os.closerange(3, 1 << 20)  # so the helper hears that it has begun
     os.chdir(request["directory"])
     environ, module = request["environ"], request["module"]
     os.environ.clear()

@@ -164,6 +164,7 @@ def test_run(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_end_below(start: Start, tmp_path: Path) -> None:
+    """At once, before the child can have done anything."""
     (tmp_path / "a").mkdir()
     inside, outside = start(tmp_path / "a/output", "sleep"), start(tmp_path / "output", "sleep")
     processes.end_below(tmp_path / "a")
