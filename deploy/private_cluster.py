@@ -21,7 +21,7 @@ from pathlib import Path
 
 from deploy.engines import Engine
 from deploy.private_servers import PrivateServer
-from deploy.processes import free_port, spawn
+from deploy.processes import Child, free_port, run, spawn
 
 AGENT_USER = "xacoord_agent"
 AGENT_PASSWORD = "private"
@@ -51,7 +51,7 @@ class Process:
         self.output = output
         self._command = list(command)
         self._environ = dict(environ)
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
 
     def start(self, *, under: Sequence[str] = (), **environ: str) -> None:
         """Start it, for this start only `under` another program and with further environment variables."""
@@ -260,13 +260,8 @@ class Cluster:
 
     def coordctl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run coordctl against this cluster."""
-        done = subprocess.run(
-            [sys.executable, "-m", "coordinator.ctl.main", "--address", self.address, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        command = [sys.executable, "-m", "coordinator.ctl.main", "--address", self.address, *arguments]
+        done = run(command, 60)
         if check and done.returncode:
             raise ClusterError(f"coordctl {' '.join(arguments)}: exit {done.returncode}\n{done.stderr}")
         return done

@@ -39,7 +39,7 @@ import MySQLdb
 
 from deploy.engines import Binaries, Engine, ServerError, user_argument
 from deploy.interruption import scratch
-from deploy.processes import free_port, spawn
+from deploy.processes import Child, free_port, spawn
 
 START_TIMEOUT_SECONDS = 120.0
 STOP_TIMEOUT_SECONDS = 60.0
@@ -63,7 +63,7 @@ class PrivateServer:
         self._port = port
         self._options = dict(options)
         self._binlog = binlog
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
         self._socket_directory: tempfile.TemporaryDirectory[str] | None = None
         self._socket = directory / "mysqld.sock"
         if len(os.fsencode(self._socket)) > _SOCKET_PATH_BYTES:
@@ -168,8 +168,9 @@ class PrivateServer:
                 self.root_connect().close()
                 return
             except MySQLdb.OperationalError as error:
-                if process.poll() is not None:
-                    raise self._error(f"ended with status {process.returncode} while starting") from error
+                status = process.poll()
+                if status is not None:
+                    raise self._error(f"ended with status {status} while starting") from error
                 if time.monotonic() > deadline:
                     self.kill()
                     raise self._error(f"did not answer within {timeout_seconds:g} s: {error}") from error
@@ -305,7 +306,7 @@ class PrivateServer:
 
     # --- Details ---
 
-    def _child(self) -> subprocess.Popen[bytes]:
+    def _child(self) -> Child:
         if self._process is None:
             raise ServerError(f"{self.engine} server in {self._directory} is not running")
         return self._process

@@ -5,6 +5,9 @@ with MariaDB; both have to be there. Where the engine plays no part in what is t
 `engines("mariadb")`. Shared servers start once per session; a test uses databases of its own
 name on them and leaves them running. A test that kills, freezes or reconfigures asks `new_server` for a
 server of its own (about a second each).
+
+Our daemons are forked from a nursery (tests/nursery.py), which spares each start half a second of imports; a
+module that asks for `started_by_exec` starts them as users do.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from typing import Any, get_args
 
 import pytest
 
+from deploy import processes
 from deploy.engines import Engine
 from deploy.private_servers import PrivateServer
+from tests.nursery import Nursery
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
@@ -69,6 +74,24 @@ class ServerPool:
         for server in self._servers:
             server.close()
         shutil.rmtree(self._directory)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nursery() -> Iterator[Nursery]:
+    """Where this process has its daemons forked; its helper starts when the first one is wanted."""
+    nursery = Nursery()
+    processes.fork = nursery.fork
+    yield nursery
+    processes.fork = None
+    nursery.close()
+
+
+@pytest.fixture(scope="module")
+def started_by_exec(nursery: Nursery) -> Iterator[None]:
+    """The module's daemons start as they do elsewhere: by exec, each with a Python of its own."""
+    processes.fork = None
+    yield
+    processes.fork = nursery.fork
 
 
 @pytest.fixture(scope="session")

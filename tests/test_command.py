@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from deploy.interruption import Interrupted, interruptible, scratch
-from deploy.processes import spawn
+from deploy.processes import Child, spawn
 from tests.command import positive, positive_seconds, span, writable
 from tests.crash_matrix.__main__ import main as crash_matrix
 from tests.crash_matrix.places import choose, choose_only, crossed, required
@@ -110,7 +110,7 @@ def test_few_runs_are_a_sample_of_all_cells() -> None:
     assert all("mysqld-at-agent" in str(cell) for cell in only)
 
 
-def _interrupted(started: list[tuple[Path, subprocess.Popen[bytes]]]) -> None:
+def _interrupted(started: list[tuple[Path, Child]]) -> None:
     with interruptible(), scratch("xacoord-scratch-") as directory:
         started.append((directory, spawn(["sleep", "60"], directory / "output.log")))
         os.kill(os.getpid(), signal.SIGTERM)
@@ -120,7 +120,7 @@ def _interrupted(started: list[tuple[Path, subprocess.Popen[bytes]]]) -> None:
 def test_scratch_ends_children_that_nobody_holds(tmp_path: Path) -> None:
     """Those of others stay."""
     other = spawn(["sleep", "60"], tmp_path / "other.log")
-    started: list[tuple[Path, subprocess.Popen[bytes]]] = []
+    started: list[tuple[Path, Child]] = []
     with pytest.raises(Interrupted) as found:
         _interrupted(started)
     [(directory, child)] = started

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,11 +26,13 @@ from grpc_status import rpc_status
 from coordinator.v1 import admin_pb2_grpc, coordinator_pb2_grpc
 from coordinator.v1 import coordinator_pb2 as pb
 from deploy.private_cluster import Cluster, Process, wait_for
+from deploy.processes import run
 from dtp import Reason
 from dtp.errors import INDEFINITE, RETRYABLE, STATUS
 from participant_agent.v1 import participant_agent_pb2 as agent_pb
 from participant_agent.v1 import participant_agent_pb2_grpc as agent_rpc
 from participant_agent.v1 import statement_pb2 as sql_pb
+from tests.nursery import EARLY
 
 ROOT = str(Path(__file__).resolve().parents[2])
 NAMES = ("orders", "payments")
@@ -102,21 +106,13 @@ def seconds(value: float) -> Duration:
 
 def python(*arguments: str, seconds: float = 6, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a module of ours to its end; one that does not end is killed and gives exit code -9."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "HOME": "/tmp", "PYTHONPATH": ROOT, **environ},
-    )
-    with child:
-        try:
-            out, err = child.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            out, err = child.communicate()
-    return subprocess.CompletedProcess(arguments, child.returncode, out, err)
+    command = [sys.executable, "-m", *arguments]
+    ours = {name: value for name, value in os.environ.items() if name.startswith(EARLY)}
+    variables = {**ours, "PATH": "/usr/bin:/bin", "HOME": "/tmp", "PYTHONPATH": ROOT, **environ}
+    try:
+        return run(command, seconds, variables)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, -signal.SIGKILL, "", "it did not end")
 
 
 def resident(pid: int) -> int:

@@ -9,13 +9,13 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import google_crc32c
 import pytest
 
-from tests.bad_input.forks import Forks
+from deploy import processes
 from tests.bad_input.support import ROOT, System, check_one_line, own_lines, python
 
 DAEMON = "coordinator.daemon"
@@ -35,20 +35,10 @@ def coordinator_toml(directory: Path, **changes: str) -> str:
     return f'[coordinator]\n{lines}[participants.orders]\nagent = "127.0.0.1:1"\n'
 
 
-_forks: list[Forks] = []
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forks() -> Iterator[None]:
-    _forks.append(Forks(ROOT))
-    yield
-    _forks.pop().close()
-
-
 def start(module: str, config: Path, seconds: float = 3, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a daemon that should end at once."""
     command = ["serve"] if module == AGENT else []
-    return _forks[0].run(module, *command, "--config", str(config), seconds=seconds, **environ)
+    return python(module, *command, "--config", str(config), seconds=seconds, **environ)
 
 
 def check_refused(done: subprocess.CompletedProcess[str], *codes: int, word: str = "") -> None:
@@ -141,8 +131,9 @@ def test_file_that_cannot_be_read(tmp_path: Path, module: str, name: str) -> Non
 
 
 @pytest.mark.parametrize("module", [DAEMON, AGENT])
-def test_as_a_process_of_its_own(tmp_path: Path, module: str) -> None:
+def test_as_a_process_of_its_own(tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the others do in a fork, once with everything."""
+    monkeypatch.setattr(processes, "fork", None)
     (tmp_path / "c.toml").write_text("colour = 1\n")
     check_refused(python(module, "--config", str(tmp_path / "c.toml")), 78)
 

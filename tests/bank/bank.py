@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.private_cluster import Cluster
-from deploy.processes import spawn
+from deploy.processes import Child, spawn
 from tests.bank import oracle
 from tests.bank.accounts import START_BALANCE, create_tables
 from tests.bank.ledger import Ledger
@@ -33,7 +32,7 @@ _POLL_SECONDS = 0.02
 class ClientProcess:
     """One client process that works by itself (--seconds or --transfers)."""
 
-    def __init__(self, child: subprocess.Popen[bytes], ledger: Path, output: Path) -> None:
+    def __init__(self, child: Child, ledger: Path, output: Path) -> None:
         self.child = child
         self.ledger = ledger
         self.output = output

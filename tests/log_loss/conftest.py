@@ -21,6 +21,7 @@ import pytest
 
 from coordinator.ctl.main import run
 from coordinator.v1 import coordinator_pb2
+from deploy import processes
 from deploy.private_cluster import wait_for
 from dtp import Gtrid, Xid
 from tests.system.conftest import System, failpoints, make_system
@@ -137,15 +138,7 @@ class Loss:
 
 def derive(config: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "coordinator.ctl.main", "recover", "--derive", "--config", str(config)]
-    return subprocess.run(
-        [*command, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **environ},
-    )
+    return processes.run([*command, *arguments], 90, {**os.environ, **environ})
 
 
 def states(system: System) -> set[str]:

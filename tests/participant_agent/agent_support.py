@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from deploy.private_servers import PrivateServer
+from deploy.processes import Child, spawn
 from dtp import Gtrid
 from participant_agent.v1 import participant_agent_pb2 as pb
 from participant_agent.v1 import participant_agent_pb2_grpc as rpc
@@ -100,7 +101,7 @@ class AgentProcess:
             f'[mysql]\nunix_socket = "{server.socket}"\nuser = "{user}"\npassword = "{password}"\n'
             f'database = "shop"\n' + extra
         )
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
 
     def start(
         self, failpoints: str = "", ready: bool = True, environ: Mapping[str, str] | None = None
@@ -109,14 +110,8 @@ class AgentProcess:
         environment = {**os.environ, "PYTHONPATH": _path(), **(environ or {})}
         if failpoints:
             environment |= {"XACOORD_FAILPOINTS": failpoints, "XACOORD_FAILPOINT_DIR": str(self.directory)}
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "participant_agent.daemon", "serve", "--config", str(self.config)],
-                stdout=log,
-                stderr=log,
-                env=environment,
-                cwd=REPOSITORY,
-            )
+        command = [sys.executable, "-m", "participant_agent.daemon", "serve", "--config", str(self.config)]
+        self._process = spawn(command, self.log, environment)
         if ready:
             self.wait_ready()
 
@@ -139,7 +134,7 @@ class AgentProcess:
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> Child:
         """The running process."""
         assert self._process is not None
         return self._process

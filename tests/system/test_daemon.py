@@ -16,6 +16,8 @@ from coordinator.v1 import coordinator_pb2
 from deploy.private_cluster import wait_for
 from tests.system.conftest import System
 
+pytestmark = pytest.mark.usefixtures("started_by_exec")
+
 
 def reason_of(error: grpc.RpcError) -> tuple[str, str]:
     """(reason, definite) in the error's ErrorInfo."""
