@@ -170,8 +170,9 @@ class Session:
         self._answer: asyncio.Future[tuple[Result, ...]] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._queries: tuple[Query, ...] = ()
-        self._fd: int = connection.fileno()
-        self._socket = socket.socket(fileno=os.dup(self._fd))  # the library closes its own
+        # Ours, and polled: the library closes its own when it likes, and the next one to open something,
+        # perhaps another session, is given that number.
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
         self._rows_left = target.result_rows
         self._bytes_left = target.result_bytes
         self._in_thread = False
@@ -184,7 +185,7 @@ class Session:
         self.condemned = False  # somebody is killing it: it works for nobody else any more
         self.on_death: Callable[[], None] | None = None
         self.net_buffer_length = 1024
-        self._poller.add(self._fd, self._arrived)
+        self._poller.add(self._socket.fileno(), self._arrived)
 
     @classmethod
     async def open(cls, target: Target) -> Session:
@@ -403,7 +404,7 @@ class Session:
             self.on_death()
 
     def _close_connection(self) -> None:
-        self._poller.remove(self._fd)
+        self._poller.remove(self._socket.fileno())
         self._socket.close()
         with contextlib.suppress(_exceptions.MySQLError):
             self._connection.close()

@@ -1,4 +1,5 @@
-"""A caller that goes away in the middle of a query must not leave its answer to the next one."""
+"""Sessions that end in the middle: a caller that goes away must not leave its answer to the next one, a
+server that does must not take another session's place with it."""
 
 from __future__ import annotations
 
@@ -49,5 +50,24 @@ def test_a_session_whose_query_was_cancelled_is_dead(shop: PrivateServer) -> Non
         await _cancelled(session.query(Query("SELECT 1, SLEEP(0.5)")))
         assert session.dead
         assert isinstance(await session.query(Query("SELECT 42")), Lost)
+
+    asyncio.run(play())
+
+
+def test_a_session_that_is_killed_while_the_library_waits(shop: PrivateServer) -> None:
+    """The library closes its own socket then, before the session hears of it."""
+
+    async def play() -> None:
+        session = await Session.open(_target(shop))
+        told: list[bool] = []
+        session.on_death = lambda: told.append(session.dead)
+        shop.sql(f"KILL {session.connection_id}")  # and the loop has not heard of it when the batch begins
+        results = await session.batch((Query("DO 1"), Query("DO 2")))
+        assert isinstance(results[-1], Lost)
+        assert session.dead
+        assert told == [True]
+        other = await Session.open(_target(shop))
+        assert isinstance(await other.query(Query("SELECT 42")), Ok)
+        other.close()
 
     asyncio.run(play())
