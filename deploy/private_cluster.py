@@ -19,6 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
+
+from coordinator.v1 import admin_pb2, admin_pb2_grpc
 from deploy.engines import Engine
 from deploy.private_servers import PrivateServer
 from deploy.processes import Child, free_port, run, spawn
@@ -52,12 +55,15 @@ class Process:
         self._command = list(command)
         self._environ = dict(environ)
         self._child: Child | None = None
+        self.started = 0.0
+        """When `start` was called last, in time.monotonic's seconds."""
 
     def start(self, *, under: Sequence[str] = (), **environ: str) -> None:
         """Start it, for this start only `under` another program and with further environment variables."""
         if self.running:
             raise ClusterError(f"{self.name} runs already")
         command = [*under, *self._command]
+        self.started = time.monotonic()
         self._child = spawn(command, self.output, {**os.environ, **self._environ, **environ})
 
     @property
@@ -229,15 +235,39 @@ class Cluster:
         wait_for(ready, timeout_seconds, lambda: f"not ready\n{self.tails()}")
 
     def wait_until_up(self, timeout_seconds: float = _START_SECONDS) -> None:
-        """Until every participant is up."""
+        """Until every participant is up, and has been scanned since its agent started: the coordinator may
+        not have noticed yet that an earlier one is gone."""
 
         def up() -> bool:
             for process in (self.coordinator, *(site.agent for site in self.sites.values())):
                 if not process.running:
                     raise ClusterError(f"{process.name} has ended\n{process.tail()}")
-            return all(self.metric("xacoord_participant_up", participant=name) == 1 for name in self.sites)
+            now = time.monotonic()  # before the answer, so that none seems younger than it is
+            seen = self._participants()
+            return all(
+                name in seen
+                and seen[name].state == "UP"
+                and 0 <= seen[name].scanned_seconds_ago < now - site.agent.started
+                for name, site in self.sites.items()
+            )
 
         wait_for(up, timeout_seconds, lambda: f"not all participants are up\n{self.tails()}")
+
+    def channel(self, address: str) -> grpc.Channel:
+        """A channel that knows nothing of earlier ones: by default gRPC keeps an address that has refused a
+        connection, and fails calls to it for a second without trying."""
+        return grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+
+    def _participants(self) -> dict[str, admin_pb2.Participant]:
+        """What the coordinator says of them; nothing while it does not answer."""
+        with self.channel(self.address) as channel:
+            try:
+                answer = admin_pb2_grpc.AdminStub(channel).Participants(
+                    admin_pb2.ParticipantsRequest(), timeout=5
+                )
+            except grpc.RpcError:
+                return {}
+        return {found.participant: found for found in answer.participants}
 
     def http(self, path: str) -> tuple[int, str]:
         """(status, body) of a GET; (0, "") where nothing answers."""

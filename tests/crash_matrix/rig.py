@@ -116,7 +116,7 @@ class Rig:
         """Whether work at all participants succeeds: a state that is shown may be from before a death."""
         statement = statement_pb2.Statement(sql="SELECT 1")
         branches = [coordinator_pb2.RunBranch(participant=n, statements=[statement]) for n in NAMES]
-        with grpc.insecure_channel(self.cluster.address) as channel:
+        with self.cluster.channel(self.cluster.address) as channel:
             try:
                 request = coordinator_pb2.RunRequest(branches=branches)
                 response = coordinator_pb2_grpc.CoordinatorStub(channel).Run(request, timeout=5)
@@ -205,11 +205,11 @@ class Rig:
 
     def stub(self) -> coordinator_pb2_grpc.CoordinatorStub:
         """A fresh channel, because the coordinator comes and goes."""
-        return coordinator_pb2_grpc.CoordinatorStub(grpc.insecure_channel(self.cluster.address))
+        return coordinator_pb2_grpc.CoordinatorStub(self.cluster.channel(self.cluster.address))
 
     def admin(self) -> admin_pb2_grpc.AdminStub:
         """The operators' interface."""
-        return admin_pb2_grpc.AdminStub(grpc.insecure_channel(self.cluster.address))
+        return admin_pb2_grpc.AdminStub(self.cluster.channel(self.cluster.address))
 
     def judge(self) -> list[str]:
         """I1 to I4, and whether the coordinator's answer about each transfer since the last time is right."""
@@ -219,7 +219,7 @@ class Rig:
         self._judged |= new
         ages = {claim.gtrid: time.time() - claim.first_at for claim in claims.values()}
         books = {name: oracle.read_books(server) for name, server in self.bank.servers().items()}
-        with grpc.insecure_channel(self.cluster.address) as channel:
+        with self.cluster.channel(self.cluster.address) as channel:
             stub = coordinator_pb2_grpc.CoordinatorStub(channel)
             answers = {gtrid: self._answer(stub, gtrid, ages[gtrid]) for gtrid in new}
         # Of what has ended longer ago than witness rows are kept, nothing need be known any more.

@@ -16,8 +16,6 @@ import threading
 import time
 from pathlib import Path
 
-import grpc
-
 from coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
 from deploy.engines import Engine
 from deploy.private_cluster import Cluster, wait_for
@@ -123,7 +121,7 @@ class Net:
     @property
     def coordinator(self) -> coordinator_pb2_grpc.CoordinatorStub:
         """A fresh channel to the coordinator, because it comes and goes."""
-        return coordinator_pb2_grpc.CoordinatorStub(grpc.insecure_channel(self.cluster.address))
+        return coordinator_pb2_grpc.CoordinatorStub(self.cluster.channel(self.cluster.address))
 
     def outcome(self, gtrid: str) -> str:
         """What Get says."""

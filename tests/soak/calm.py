@@ -117,7 +117,7 @@ class Calms:
         rest = since[: -_ASKED // 2]
         chosen = latest + self._random.sample(rest, min(len(rest), _ASKED - len(latest)))
         found = []
-        with grpc.insecure_channel(self._system.cluster.address) as channel:
+        with self._system.cluster.channel(self._system.cluster.address) as channel:
             stub = coordinator_pb2_grpc.CoordinatorStub(channel)
             for item in chosen:
                 if text := contradiction(item, outcome_of(stub, item.gtrid), time.time()):

@@ -11,8 +11,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import grpc
-
 from coordinator.v1 import admin_pb2, admin_pb2_grpc
 from deploy.engines import Engine
 from deploy.private_cluster import Cluster, wait_for
@@ -160,7 +158,7 @@ class System:
 
     def epoch(self) -> int:
         """The running coordinator's epoch."""
-        with grpc.insecure_channel(self.cluster.address) as channel:
+        with self.cluster.channel(self.cluster.address) as channel:
             status = admin_pb2_grpc.AdminStub(channel).LogStatus(admin_pb2.LogStatusRequest(), timeout=10)
         return int(status.epoch)
 

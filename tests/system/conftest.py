@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 import pytest
 
 from coordinator.v1 import admin_pb2_grpc, coordinator_pb2, coordinator_pb2_grpc
@@ -42,15 +41,15 @@ class System:
     @property
     def coordinator(self) -> coordinator_pb2_grpc.CoordinatorStub:
         """A fresh channel, because the coordinator comes and goes."""
-        return coordinator_pb2_grpc.CoordinatorStub(grpc.insecure_channel(self.cluster.address))
+        return coordinator_pb2_grpc.CoordinatorStub(self.cluster.channel(self.cluster.address))
 
     @property
     def admin(self) -> admin_pb2_grpc.AdminStub:
-        return admin_pb2_grpc.AdminStub(grpc.insecure_channel(self.cluster.address))
+        return admin_pb2_grpc.AdminStub(self.cluster.channel(self.cluster.address))
 
     def agent(self, name: str) -> participant_agent_pb2_grpc.ParticipantAgentStub:
         address = self.cluster.sites[name].address
-        return participant_agent_pb2_grpc.ParticipantAgentStub(grpc.insecure_channel(address))
+        return participant_agent_pb2_grpc.ParticipantAgentStub(self.cluster.channel(address))
 
     def new_id(self) -> int:
         """A row id that no other transaction of this run uses."""

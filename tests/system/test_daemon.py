@@ -31,7 +31,7 @@ def reason_of(error: grpc.RpcError) -> tuple[str, str]:
 
 def health(system: System) -> int:
     """What the health service says."""
-    stub = health_pb2_grpc.HealthStub(grpc.insecure_channel(system.cluster.address))
+    stub = health_pb2_grpc.HealthStub(system.cluster.channel(system.cluster.address))
     return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status)
 
 

@@ -127,7 +127,7 @@ class System:
         self.ids = numbers(1)
         self.committed: set[int] = set()
         self.refused: set[int] = set()
-        self.stub = coordinator_pb2_grpc.CoordinatorStub(grpc.insecure_channel(cluster.address))
+        self.stub = coordinator_pb2_grpc.CoordinatorStub(cluster.channel(cluster.address))
 
     def run(self, row: int) -> str:
         """One transaction in one call: "" or the reason of its refusal."""
@@ -150,7 +150,7 @@ class System:
         values = [statement_pb2.Value(integer=row), statement_pb2.Value(integer=1)]
         for name in NAMES:
             agent = participant_agent_pb2_grpc.ParticipantAgentStub(
-                grpc.insecure_channel(self.cluster.sites[name].address)
+                self.cluster.channel(self.cluster.sites[name].address)
             )
             request = participant_agent_pb2.ExecuteRequest(
                 gtrid=gtrid, statements=[statement_pb2.Statement(sql=INSERT, parameters=values)]
