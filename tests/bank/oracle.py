@@ -7,7 +7,8 @@ It reads the servers as their administrator, with plain SQL, when the traffic ha
     I2  A transfer is on both its servers, with the right amounts, or on none, and nobody else is touched.
     I3  Told COMMITTED: everywhere. Told ROLLED_BACK: nowhere. UNKNOWN (or never told): the same everywhere.
         What was to be rolled back or overdrawn, and what nobody asked to commit, is nowhere. A transaction
-        whose branches the harness ended by hand (all in one way: `interfered`) may be told as heuristic.
+        whose branches the harness ended by hand (all in one way: `interfered`) may be told as heuristic, and
+        is what its caller was told before that no more.
     I4  XA RECOVER lists no branch of ours (k1...), and every row can be locked without waiting.
 
 Every function returns its violations as text; no violation is an empty list.
@@ -61,7 +62,13 @@ class Claim:
     gtrid: str = ""
     outcome: str = "UNKNOWN"
     first_at: float = 0.0  # of its first line, seconds since 1970
-    interfered: bool = False
+    told_at: float = 0.0
+    interfered_at: float | None = None
+
+    @property
+    def undone(self) -> bool:
+        """Ended by hand after its caller was told."""
+        return self.interfered_at is not None and self.told_at < self.interfered_at
 
     @property
     def expected(self) -> dict[str, int]:
@@ -86,14 +93,14 @@ def read_ledgers(paths: Iterable[Path]) -> tuple[dict[int, Claim], list[str]]:
     """The claims of all ledgers, and what is wrong with the ledgers themselves."""
     claims: dict[int, Claim] = {}
     problems: list[str] = []
-    interfered: set[str] = set()
+    interfered: dict[str, float] = {}
     for path in paths:
         for line in path.read_text().splitlines():
             entry = json.loads(line)
             if entry["event"] == "failed":
                 problems.append(f"a client of {path.name} failed: {entry['error']}")
             if entry["event"] == "interfered":
-                interfered.add(entry["gtrid"])
+                interfered.setdefault(entry["gtrid"], entry["at"])
             if entry["event"] not in ("asking", "told"):
                 continue
             claim = claims.setdefault(entry["id"], Claim(entry["id"], first_at=entry.get("at", 0.0)))
@@ -103,9 +110,10 @@ def read_ledgers(paths: Iterable[Path]) -> tuple[dict[int, Claim], list[str]]:
                 claim.amount, claim.intent = entry["amount"], entry["intent"]
             else:
                 claim.outcome = entry["outcome"]
+                claim.told_at = entry["at"]
             claim.gtrid = entry.get("gtrid") or claim.gtrid
     for claim in claims.values():
-        claim.interfered = claim.gtrid in interfered
+        claim.interfered_at = interfered.get(claim.gtrid)
     return claims, problems
 
 
@@ -136,7 +144,7 @@ def presence(claim: Claim, books: Mapping[str, Books]) -> dict[str, int]:
 
 def _by_hand(claim: Claim, rows: Mapping[str, int]) -> tuple[str, ...]:
     """What may be told of a transaction all of whose branches were ended by hand."""
-    if not claim.interfered:
+    if claim.interfered_at is None:
         return ()
     return ("HEURISTIC_COMMIT",) if rows else ("HEURISTIC_ROLLBACK",)
 
@@ -149,7 +157,7 @@ def judge_claim(claim: Claim, books: Mapping[str, Books]) -> list[str]:
         return [f"I3: {what} was never asked to commit, but is on {rows}"]
     if rows and rows != claim.expected:
         return [f"I2: {what}, told {claim.outcome}, is on {rows}; {claim.expected} or nothing would be right"]
-    if claim.outcome == "COMMITTED" and not rows:
+    if claim.outcome == "COMMITTED" and not rows and not claim.undone:
         return [f"I3: {what} was told COMMITTED and is nowhere"]
     if claim.outcome == "ROLLED_BACK" and rows:
         return [f"I3: {what} was told ROLLED_BACK and is on {rows}"]

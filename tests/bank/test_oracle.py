@@ -29,8 +29,12 @@ def asking(intent: str = "commit") -> dict[str, object]:
     return values | {"intent": intent, "gtrid": "k1x"}
 
 
-def told(outcome: str) -> dict[str, object]:
-    return {"event": "told", "id": 7, "outcome": outcome, "gtrid": "k1x"}
+def told(outcome: str, at: float = 2.0) -> dict[str, object]:
+    return {"event": "told", "id": 7, "at": at, "outcome": outcome, "gtrid": "k1x"}
+
+
+def interfered(at: float) -> dict[str, object]:
+    return {"event": "interfered", "at": at, "gtrid": "k1x"}
 
 
 def books(*, a: int | None, b: int | None) -> dict[str, Books]:
@@ -55,6 +59,8 @@ def books(*, a: int | None, b: int | None) -> dict[str, Books]:
         ((asking(), told("UNKNOWN")), None, None),
         ((asking(),), -5, 5),
         ((asking(),), None, None),
+        ((asking(), told("HEURISTIC_ROLLBACK"), interfered(1.0)), None, None),
+        ((asking(), told("COMMITTED"), interfered(3.0)), None, None),
     ],
 )
 def test_right_books_are_right(
@@ -78,6 +84,8 @@ def test_right_books_are_right(
         ((asking("rollback"), told("UNKNOWN")), -5, 5, "could only be rolled back"),
         ((asking("overdraw"), told("COMMITTED")), -5, 5, "could only be rolled back"),
         ((asking(), told("HEURISTIC_MIXED")), -5, 5, "nobody has interfered"),
+        ((asking(), told("COMMITTED"), interfered(1.0)), None, None, "was told COMMITTED and is nowhere"),
+        ((asking(), told("ROLLED_BACK"), interfered(3.0)), -5, 5, "was told ROLLED_BACK and is on"),
         ((told("UNKNOWN"),), -5, 5, "never asked"),
         ((), -5, 5, "which no ledger knows"),
         (({"event": "failed", "error": "KeyError"},), None, None, "failed: KeyError"),
