@@ -39,6 +39,7 @@ from participant_agent.core.resolve import Evidence
 from participant_agent.core.sessions import end_session
 from participant_agent.core.work import Fate, Voted, Work, Worked
 from participant_agent.pool import Pool
+from participant_agent.recovered import Recovered, takes
 from participant_agent.session import Session
 
 _E = BranchEvent
@@ -75,6 +76,7 @@ class Branches:
         self._report = report
         self._log = log
         self._tasks: set[asyncio.Task[None]] = set()
+        self._recovered = Recovered(control, finishers, self.spawn)
         self.registry = Registry()
         self.begun = asyncio.Event()  # a command has begun since somebody cleared it
 
@@ -243,10 +245,12 @@ class Branches:
     async def _commit(self, entry: Entry, commit: Commit) -> Finished:
         if entry.state is BranchState.ACTIVE:
             return await self._commit_active(entry)
-        if not await self._unended_is_gone(entry):
-            return Finished(State.RETRY, SessionUse.CLOSE, _NOT_ENDED)
         branch = entry.work.branch if entry.work else self._names(entry.gtrid, entry.coordinator_id)
         in_doubt = commit.one_phase and entry.state is not BranchState.PREPARED
+        if not in_doubt and takes(entry, branch) and await self._recovered.commit(entry, branch.xid):
+            return self._settle_end(entry, Finished(State.COMMITTED, SessionUse.FREE), owned=False)
+        if not await self._unended_is_gone(entry):
+            return Finished(State.RETRY, SessionUse.CLOSE, _NOT_ENDED)
         try:
             session, owned = await self._finisher(entry)
         except XacoordError as error:

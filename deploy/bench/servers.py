@@ -235,9 +235,24 @@ class Server:
 
     def sql(self, statement: str, *arguments: object) -> list[tuple[Any, ...]]:
         """One statement as the administrator; its rows."""
-        with contextlib.closing(self._connection.cursor()) as cursor:
+        cursor = self._connection.cursor()
+        try:
             cursor.execute(statement, arguments or None)
-            return list(cursor.fetchall()) if cursor.description else []
+            rows = list(cursor.fetchall()) if cursor.description else []
+        except MySQLdb.Error:
+            raise
+        except BaseException:
+            self._reconnect()
+            raise
+        cursor.close()
+        return rows
+
+    def _reconnect(self) -> None:
+        """After an interruption: the answer may still be on its way, and the next statement would get it."""
+        self._connection.close()
+        self._connection = self._administrator.open()
+        with contextlib.closing(self._connection.cursor()) as cursor:  # the server may still be at the other
+            cursor.execute("SELECT GET_LOCK(%s, %s)", (self.target.database, _DROP_SECONDS))
 
 
 def private(name: str, socket: str, pid: int, user: str, password: str) -> Server:
