@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 
 from dtp import BranchState, Gtrid, Reason, XacoordError
 from participant_agent import store
-from participant_agent.branches import Branches, names_of
+from participant_agent.branches import Branches
 from participant_agent.config import Config
 from participant_agent.control import Control, StartError
 from participant_agent.core import preflight, recall, recovery
 from participant_agent.core.effects import Ok
 from participant_agent.core.engine import Engine
 from participant_agent.core.errors import Failure
-from participant_agent.core.finish import Finished
+from participant_agent.core.finish import Finished, names_of
 from participant_agent.core.preflight import Check, Severity
 from participant_agent.core.recovery import Fenced, Scanned
 from participant_agent.core.registry import Execute, Perform, Refuse

@@ -14,11 +14,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from dtp import BranchEvent, BranchState, Reason, Vote, XacoordError, Xid
+from dtp import BranchEvent, BranchState, Reason, Vote, XacoordError
 from participant_agent.control import Control
 from participant_agent.core import batch, finish, work
 from participant_agent.core.errors import Failure
-from participant_agent.core.finish import Branch, Finished, SessionUse, State
+from participant_agent.core.finish import Finished, Names, SessionUse, State
 from participant_agent.core.registry import (
     Action,
     Answer,
@@ -35,7 +35,6 @@ from participant_agent.core.registry import (
     Rollback,
     Run,
 )
-from participant_agent.core.resolve import Evidence
 from participant_agent.core.sessions import end_session
 from participant_agent.core.work import Fate, Voted, Work, Worked
 from participant_agent.pool import Pool
@@ -50,7 +49,6 @@ _FENCED = Failure(Reason.STALE_EPOCH, "a newer epoch of the coordinator began")
 _DEADLINE = Failure(Reason.DEADLINE_PASSED, "the transaction's deadline passed")
 
 ReportTo = Callable[[str, str, Voted | Finished], None]
-Names = Callable[[str, str], Branch]
 
 
 class Branches:
@@ -307,7 +305,7 @@ class Branches:
     async def _rollback(self, entry: Entry, rollback: Rollback) -> Finished:
         attempt = 0
         while True:
-            result = await self._rollback_once(entry)
+            result = await self._rollback_once(entry, rollback.own)
             if not rollback.own or result.state is not State.RETRY or entry.dropped:
                 return result
             why = result.failure or _LOST
@@ -316,11 +314,13 @@ class Branches:
             await asyncio.sleep(_ROLLBACK_BACKOFF_SECONDS[min(attempt, len(_ROLLBACK_BACKOFF_SECONDS) - 1)])
             attempt += 1
 
-    async def _rollback_once(self, entry: Entry) -> Finished:
+    async def _rollback_once(self, entry: Entry, own: bool = False) -> Finished:
         branch = entry.work.branch if entry.work else self._names(entry.gtrid, entry.coordinator_id)
         active = entry.state is BranchState.ACTIVE and isinstance(entry.session, Session)
         if not await self._unended_is_gone(entry):
             return Finished(State.RETRY, SessionUse.CLOSE, _NOT_ENDED)
+        if own and entry.work and not (active or entry.work.may_be_prepared):  # gone with its session
+            return self._settle_end(entry, Finished(State.ROLLED_BACK, SessionUse.CLOSE), owned=True)
         if active and isinstance(entry.session, Session):
             session, owned = entry.session, True
         else:
@@ -413,6 +413,11 @@ class Branches:
             worked = await self._control.drive(work.execute(entry.work, execute.statements), session)
         else:
             return await self.give_up(entry, Worked(Fate.LOST, (), _LOST))
+        if worked.fate is Fate.REFUSED:
+            self._settle_session(entry, SessionUse.CLOSE)
+            entry.move(_E.ROLLED_BACK)
+            self._remember(entry, EndedAs.ROLLED_BACK, worked.failure)
+            return worked
         if worked.failure is not None or entry.doom is not None:
             return await self.give_up(entry, worked)
         return worked
@@ -486,14 +491,3 @@ class Branches:
             task.cancel()
         self._workers.close_idle()
         self._finishers.close_idle()
-
-
-def names_of(
-    engine_of: Callable[[], Any], number_of: Callable[[str], int], evidence: Callable[[str], Evidence]
-) -> Names:
-    """The function that names branches: engine, number and evidence may change while the agent runs."""
-
-    def name(gtrid: str, coordinator_id: str) -> Branch:
-        return Branch(engine_of(), Xid.of(gtrid, number_of(coordinator_id)), evidence(coordinator_id))
-
-    return name

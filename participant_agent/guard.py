@@ -63,6 +63,7 @@ def _literal(quote: str, escapes: bool) -> re.Pattern[str]:
 _LITERALS = {(quote, escapes): _literal(quote, escapes) for quote in "'\"`" for escapes in (True, False)}
 # No semicolon, no comment, no backslash, and quotes only round literals without any of these.
 _SIMPLE = re.compile(r"""(?:[^;'"`\\#/-]|-(?!-)|/(?!\*)|'[^;'"`\\#/-]*')*+""")
+_RETURNING = re.compile(r"\bRETURNING\b", re.IGNORECASE)  # MariaDB's: a change that answers with rows
 _FIRST_WORD = re.compile(r"[\s(]*([A-Za-z_]+)")
 
 
@@ -75,7 +76,7 @@ class Guarded:
         plain_read: its first word says that it only reads.
         calls: it calls a procedure, which can change settings of its session.
         quoted_placeholder: a `%s` is inside a literal or a comment, which parameters forbid.
-        simple: no sql_mode and no mistake of ours could find a second statement in it.
+        simple: no sql_mode and no mistake of ours could find a second statement in it; and no RETURNING.
     """
 
     placeholders: int
@@ -121,7 +122,7 @@ def _guard(sql: str, backslash_escapes: bool, ansi_quotes: bool, schema: str) ->
     if ";" in bare:
         raise refused("one statement at a time: send several as several statements of the call")
     word = _check(bare)
-    simple = _SIMPLE.fullmatch(sql) is not None
+    simple = _SIMPLE.fullmatch(sql) is not None and _RETURNING.search(bare) is None
     return Guarded(placeholders, _ALLOWED.get(word, True), quoted, calls=word == "CALL", simple=simple)
 
 

@@ -47,8 +47,13 @@ class Poller:
     def _arrived(self) -> None:
         for fd, events in self._epoll.poll(0, _AT_ONCE):
             callback = self._callbacks.get(fd)  # one of those before may have removed it
-            if callback is not None:
+            if callback is None:
+                continue
+            try:
                 callback(events)
+            except Exception as error:  # the others would never be told again
+                found = {"message": "a session failed to read", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(found)
 
 
 _pollers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Poller] = weakref.WeakKeyDictionary()

@@ -45,7 +45,7 @@ class Pool:
         self._slots = deque(range(first, first + size))
         self._idle: list[Session] = []
         self._busy: dict[Session, int] = {}
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: deque[asyncio.Future[Session | int]] = deque()
         self._warm = warm
         self._wait_seconds = wait_seconds
         self.control_id = 0
@@ -66,31 +66,57 @@ class Pool:
         """
         deadline = asyncio.get_running_loop().time() + self._wait_seconds
         while True:
-            while self._idle:
-                session = self._idle.pop()
-                if not session.dead:
-                    session.on_death = None
-                    session.begin_call()
-                    return session
-                self.discard(session)
-            if self._slots:
-                return await self._open(self._slots.popleft())
-            await self._wait(deadline)
+            free = self._free()
+            if free is None:
+                free = await self._wait(deadline)
+            if isinstance(free, int):
+                return await self._open(free)
+            if not free.dead:
+                free.on_death = None
+                free.begin_call()
+                return free
+            self.discard(free)
 
-    async def _wait(self, deadline: float) -> None:
+    def _free(self) -> Session | int | None:
+        """An idle session or a slot, if there is one. Where somebody waits there is none: `_hand` gives it to
+        who has waited longest."""
+        if self._idle:
+            return self._idle.pop()
+        return self._slots.popleft() if self._slots else None
+
+    async def _wait(self, deadline: float) -> Session | int:
         loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
+        waiter: asyncio.Future[Session | int] = loop.create_future()
         self._waiters.append(waiter)
         try:
-            await asyncio.wait_for(waiter, max(0.0, deadline - loop.time()))
-        except TimeoutError:
-            raise XacoordError(
-                Reason.POOL_EXHAUSTED,
-                "all sessions of the agent are in use; retry, or raise sessions.max",
-            ) from None
-        finally:
+            async with asyncio.timeout_at(deadline):
+                return await waiter
+        except BaseException as error:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
+            elif not waiter.cancelled():  # it was given something in the same moment
+                self._put_back(waiter.result())
+            if isinstance(error, TimeoutError):
+                raise XacoordError(
+                    Reason.POOL_EXHAUSTED,
+                    "all sessions of the agent are in use; retry, or raise sessions.max",
+                ) from None
+            raise
+
+    def _hand(self, free: Session | int) -> bool:
+        """Give it to somebody who waits. False where nobody does."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(free)
+                return True
+        return False
+
+    def _put_back(self, free: Session | int) -> None:
+        if isinstance(free, int):
+            self._give_back(free)
+        else:
+            self.release(free)
 
     async def _open(self, slot: int) -> Session:
         lock = slot_lock(self._participant, slot)
@@ -146,8 +172,8 @@ class Pool:
         if session.dead or session.condemned or self._busy.get(session) is None:
             self.discard(session)
             return
-        self._idle.append(session)
-        self._wake()
+        if not self._hand(session):
+            self._idle.append(session)
 
     def discard(self, session: Session) -> None:
         """Close a session whose state is not known to be clean."""
@@ -157,15 +183,8 @@ class Pool:
             self._give_back(slot)
 
     def _give_back(self, slot: int) -> None:
-        self._slots.append(slot)
-        self._wake()
-
-    def _wake(self) -> None:
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+        if not self._hand(slot):
+            self._slots.append(slot)
 
     def retarget(self, control_id: int, token_lock: str, net_buffer_length: int, sql_mode: str) -> None:
         """The agent holds the participant's lock by a new control connection: sessions of before are void."""

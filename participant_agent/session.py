@@ -2,8 +2,9 @@
 
 A query is sent with `send_query`, and its answer read when all of it has arrived, so that hundreds of
 sessions need no threads. The library would wait for what is not there yet; so what has arrived is looked at
-first (wire.py). What could block the loop is done in a thread: connecting, and reading results that are not
-complete in the socket's buffer (larger than the server's net_buffer_length, or several results of a CALL).
+first (wire.py). What could block the loop is done in a thread (Threads): connecting, sending what a server
+that has stopped reading would not take at once, and reading results that are not complete in the socket's
+buffer (larger than the server's net_buffer_length, several results of a CALL, all that is encrypted).
 
 Several statements in one packet are allowed only while such a packet is sent; a client's statement in which
 anything could hide a second one (guard.py) is sent while they are not.
@@ -26,7 +27,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from MySQLdb import _exceptions, _mysql
@@ -45,6 +46,9 @@ _FETCH_ROWS = 500
 # the other. Longer answers are read in a thread.
 _PEEKED = bytearray(1 << 16)
 
+# Between the statements of a packet. What a server quotes of one in an error may go on with the next one's.
+_BETWEEN = b"\n;"
+
 # What a row, a cell and a column take on the wire beside their content, at most.
 _ROW_BYTES = 6
 _CELL_BYTES = 10
@@ -53,9 +57,8 @@ _COLUMN_BYTES = 6
 _UNKNOWN_ERROR = 2000
 _SERVER_GONE = 2006
 
-# Apart, so that a server that does not answer connects holds up no reader.
-_connecting = ThreadPoolExecutor(max_workers=8, thread_name_prefix="connect")
-_reading = ThreadPoolExecutor(max_workers=8, thread_name_prefix="read")
+# What the buffer of any socket takes, so that sending it does not wait for the server.
+_SENT_AT_ONCE = 1 << 15
 
 # Text columns come as str, binary ones as bytes; everything else as the bytes of its text form.
 _TEXT_OR_BYTES = ((FLAG.BINARY, bytes), (None, str))
@@ -73,6 +76,16 @@ _CONVERTERS: dict[int, Any] = {
 } | {FIELD_TYPE.JSON: str, FIELD_TYPE.ENUM: str, FIELD_TYPE.SET: str}
 
 
+class Threads:
+    """Of one agent, for what blocks: a server that hangs holds up nobody else's. Each kind has its own, so
+    that slow readers keep nobody from connecting."""
+
+    def __init__(self) -> None:
+        self.connecting = ThreadPoolExecutor(max_workers=8, thread_name_prefix="connect")
+        self.sending = ThreadPoolExecutor(max_workers=8, thread_name_prefix="send")
+        self.reading = ThreadPoolExecutor(max_workers=8, thread_name_prefix="read")
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """How to reach the server, and what to set up there."""
@@ -83,6 +96,7 @@ class Target:
     result_rows: int
     result_bytes: int
     raw: bool = False
+    threads: Threads = field(default_factory=Threads, compare=False, repr=False)
 
 
 class ConnectError(Exception):
@@ -175,6 +189,7 @@ class Session:
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
         self._rows_left = target.result_rows
         self._bytes_left = target.result_bytes
+        self._seconds = target.timeout_seconds
         self._in_thread = False
         self._hung_up = False
         self._takes_several = False
@@ -191,7 +206,7 @@ class Session:
     async def open(cls, target: Target) -> Session:
         """Connect in a thread. Raises ConnectError."""
         loop = asyncio.get_running_loop()
-        connection, encrypted = await loop.run_in_executor(_connecting, _connect, target)
+        connection, encrypted = await loop.run_in_executor(target.threads.connecting, _connect, target)
         return cls(connection, target, encrypted=encrypted)
 
     @property
@@ -220,7 +235,9 @@ class Session:
             raise AssertionError("two queries at once on one session")
         self._answer = self._loop.create_future()
         self._queries = queries
-        self._timer = self._loop.call_later(self._target.timeout_seconds, self._timed_out)
+        statements = sum(query.verb is Verb.STATEMENT for query in queries)
+        self._seconds = self._target.timeout_seconds * max(1, statements)
+        self._timer = self._loop.call_later(self._seconds, self._timed_out)
         try:
             if several is self._takes_several:
                 self._send()
@@ -238,41 +255,51 @@ class Session:
     def _send(self) -> None:
         quote = self._connection.string_literal
         texts = [render(query.sql, query.parameters, quote) for query in self._queries]
+        packet = texts[0] if len(texts) == 1 else _BETWEEN.join(texts)
+        if len(packet) > _SENT_AT_ONCE:
+            self._in_sending_thread(lambda: self._connection.send_query(packet), self._look)
+            return
         try:
-            self._connection.send_query(texts[0] if len(texts) == 1 else b"\n;".join(texts))
+            self._connection.send_query(packet)
         except _exceptions.MySQLError:
             self._finish(self._error())
 
     def _change_over(self, several: bool) -> None:
         """Tell the server how many statements a packet may have, then send."""
 
-        def change() -> Result:
+        def changed() -> None:
+            self._takes_several = several
+            self._send()
+
+        self._in_sending_thread(lambda: self._connection.set_server_option(0 if several else 1), changed)
+
+    def _in_sending_thread(self, work: Callable[[], object], then: Callable[[], None]) -> None:
+        def perform() -> Result:
             try:
-                self._connection.set_server_option(0 if several else 1)
+                work()
             except _exceptions.MySQLError:
                 return self._error()
             return Ok()
 
-        def changed(changing: asyncio.Future[Result]) -> None:
+        def performed(performing: asyncio.Future[Result]) -> None:
             self._in_thread = False
-            result = changing.result()
+            result = performing.result()
             if self.dead:
                 self._close_connection()
             elif isinstance(result, Ok):
-                self._takes_several = several
-                self._send()
+                then()
             else:
                 self._finish(result)
 
         self._in_thread = True
-        self._loop.run_in_executor(_reading, change).add_done_callback(changed)
+        self._loop.run_in_executor(self._target.threads.sending, perform).add_done_callback(performed)
 
     def _settle(self, *results: Result) -> None:
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(results)
 
     def _timed_out(self) -> None:
-        self._die(Lost(f"no answer within {self._target.timeout_seconds:g} s", timed_out=True))
+        self._die(Lost(f"no answer within {self._seconds:g} s", timed_out=True))
 
     def _arrived(self, events: int) -> None:
         """Something has come. It may be what was read before this was heard, or a part of an answer."""
@@ -280,6 +307,10 @@ class Session:
             self._hung_up = True
         if self._in_thread or (self._answer is not None and self._answer.done()):
             return
+        self._look()
+
+    def _look(self) -> None:
+        """Read what is there, if it is a whole answer."""
         try:
             size = self._socket.recv_into(_PEEKED, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -289,18 +320,25 @@ class Session:
         if size == 0 or self._answer is None:  # the server has hung up, or says why it will
             self._die(Lost())
             return
-        there = look(_PEEKED, size, len(self._queries))
-        if there is There.PART and size < len(_PEEKED):
+        if not self.batches:  # what is encrypted cannot be looked at
+            self._read_in_thread(whole=False)
+            return
+        there = look(_PEEKED, size, len(self._queries), self.net_buffer_length)
+        if there is There.PART:
             if self._hung_up:  # the rest will not come
                 self._die(Lost())
-            return
+        elif there is There.ALL:
+            self._read_without_rows()
+        elif len(self._queries) > 1:  # whatever it is, it is not what was asked for
+            self._die(Lost("the server's answers are not those to what it was asked"))
+        else:
+            self._read_with_rows(whole=there is There.WHOLE)
+
+    def _read_with_rows(self, *, whole: bool) -> None:
+        """The head of a result is there, and where it is `whole`, the first one."""
         try:
-            if there is There.ALL:
-                self._read_without_rows()
-                return
             self._connection.read_query_result()
-            is_whole = size < self.net_buffer_length and len(self._queries) == 1
-            if is_whole and not self._connection.more_results():
+            if whole and not self._connection.more_results():
                 self._finish(self._read_rows() if self._connection.field_count() else self._without_rows())
                 return
         except _exceptions.MySQLError:
@@ -309,8 +347,21 @@ class Session:
         except Exception as error:
             self._finish(_unreadable(error))
             return
+        self._read_in_thread(whole=True)
+
+    def _read_in_thread(self, *, whole: bool) -> None:
+        """Read the rest, or with `whole` false all of the answer."""
+
+        def read(reading: asyncio.Future[Result]) -> None:
+            self._in_thread = False
+            if self.dead:
+                self._close_connection()
+                return
+            self._finish(reading.result())
+
         self._in_thread = True
-        self._loop.run_in_executor(_reading, self._read_all).add_done_callback(self._read_in_thread)
+        work = self._loop.run_in_executor(self._target.threads.reading, self._read_all, not whole)
+        work.add_done_callback(read)
 
     def _read_without_rows(self) -> None:
         """All answers are there, and none has rows."""
@@ -325,21 +376,16 @@ class Session:
             results.append(self._error())
         self._finish(*results)
 
-    def _read_in_thread(self, reading: asyncio.Future[Result]) -> None:
-        self._in_thread = False
-        if self.dead:
-            self._close_connection()
-            return
-        self._finish(reading.result())
-
     def _without_rows(self) -> Ok:
         connection = self._connection
         return Ok((), connection.affected_rows(), connection.insert_id(), connection.warning_count())
 
-    def _read_all(self) -> Result:
+    def _read_all(self, from_its_head: bool) -> Result:
         """In a thread: what the query answers. Errors must not leave it as exceptions: asyncio may print
         them."""
         try:
+            if from_its_head:
+                self._connection.read_query_result()
             return self._read_results()
         except _exceptions.MySQLError:
             return self._error()
@@ -385,6 +431,9 @@ class Session:
     def _error(self) -> Result:
         """The connection's last error as a result."""
         errno, message = _error_of(self._connection)
+        own, rest, _ = message.partition(_BETWEEN.decode())
+        if rest and len(self._queries) > 1:
+            message = f"{own}'"
         return Lost(f"({errno}) {message}") if errno in LOST_ERRNOS else ServerError(errno, message)
 
     def _finish(self, *results: Result) -> None:

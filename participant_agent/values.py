@@ -137,6 +137,7 @@ def _read_statement(statement: pb.Statement, reading: tuple[bool, bool, str]) ->
         statement.min_rows if statement.HasField("min_rows") else None,
         guarded.calls,
         guarded.simple,
+        statement.ByteSize(),
     )
 
 

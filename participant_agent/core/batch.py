@@ -49,6 +49,7 @@ from .work import prepare as prepare_one_by_one
 from .work import run as run_one_by_one
 
 MAX_STATEMENTS = 16
+MAX_BYTES = 1 << 15  # of a packet; the server's own limit is for each of them alone, and escaping doubles
 
 
 def fits(work: Work, statements: tuple[Statement, ...]) -> bool:
@@ -56,6 +57,7 @@ def fits(work: Work, statements: tuple[Statement, ...]) -> bool:
     return (
         not work.read_only
         and 0 < len(statements) <= MAX_STATEMENTS
+        and sum(s.size for s in statements) <= MAX_BYTES
         and all(s.simple and not s.plain_read and not s.calls for s in statements)
     )
 
@@ -74,6 +76,8 @@ def begin(work: Work, statements: tuple[Statement, ...]) -> Procedure[Worked]:
 def _worked(work: Work, statements: tuple[Statement, ...], answers: tuple[Result, ...]) -> Worked:
     """What the answers to START and the statements say; more may follow them."""
     started, *done = answers[: 1 + len(statements)]
+    if isinstance(started, Lost) and started.timed_out:  # whichever of them took so long
+        return Worked(Fate.LOST, failure=statement_failure(started, None))
     if not isinstance(started, Ok):
         return not_started(started)
     work.maybe_wrote = True
@@ -134,7 +138,7 @@ def _after_prepare(work: Work, worked: Worked, verb: Verb, last: Result) -> Proc
 
 def prepare(work: Work, participants: tuple[int, ...]) -> Procedure[Voted]:
     """Phase 1 of an active branch whose statements all succeeded."""
-    if not work.maybe_wrote:  # whether it wrote has to be asked first
+    if work.read_only or not work.maybe_wrote:  # whether it wrote has to be asked first
         return (yield from prepare_one_by_one(work, participants))
     queries: tuple[Query, ...] = (
         witness_query(work, named(participants)),

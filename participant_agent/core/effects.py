@@ -133,6 +133,8 @@ def together(*queries: Query) -> Procedure[tuple[Result, ...]]:
     """Run a batch; its results."""
     answer: object = yield Batch(queries)  # the only effect that is not answered by one result
     assert isinstance(answer, Answers)
+    if len(answer.results) < len(queries) and isinstance(answer.results[-1], Ok):
+        return (*answer.results, Lost("the server's answers are not those to what it was asked"))
     return answer.results
 
 

@@ -8,7 +8,9 @@ outcome.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from dtp import Reason, Xid
 from dtp.term import Term
@@ -57,12 +59,30 @@ class Branch:
 
     Attributes:
         write_less: the branch certainly changed nothing: losing it loses nothing.
+        unprepared: its session was never asked to prepare it: what is prepared by that name is the work of an
+            agent of before, and not to be rolled back unasked.
     """
 
     engine: Engine
     xid: Xid
     evidence: Evidence
     write_less: bool = False
+    unprepared: bool = False
+
+
+Names: TypeAlias = Callable[[str, str], Branch]
+"""(gtrid, coordinator id) -> its branch here."""
+
+
+def names_of(
+    engine_of: Callable[[], Engine], number_of: Callable[[str], int], evidence: Callable[[str], Evidence]
+) -> Names:
+    """The function that names branches: engine, number and evidence may change while the agent runs."""
+
+    def name(gtrid: str, coordinator_id: str) -> Branch:
+        return Branch(engine_of(), Xid.of(gtrid, number_of(coordinator_id)), evidence(coordinator_id))
+
+    return name
 
 
 def commit(branch: Branch, session: Session, verb: Verb = Verb.COMMIT) -> Procedure[Finished]:
@@ -207,6 +227,8 @@ def prove_rollback(branch: Branch, answer: Result) -> Procedure[Finished]:
     """Whether a branch that the server does not find is rolled back. A prepared one needs another XA
     ROLLBACK."""
     use = SessionUse.FREE if _is_nota(answer) else SessionUse.CLOSE
+    if branch.unprepared:
+        return Finished(State.ROLLED_BACK, use)
     proof = yield from resolve(branch.engine, branch.evidence, branch.xid)
     if proof in (Proof.PREPARED, Proof.UNREACHABLE):
         return Finished(State.RETRY, SessionUse.CLOSE, _retry(answer, "XA ROLLBACK"))

@@ -46,7 +46,8 @@ class Statement:
         plain_read: it begins like a query, so it wrote only if a function did.
         expect_rows, min_rows: how many rows it must affect or return, None for any.
         calls: it calls a procedure.
-        simple: its text cannot be read in two ways, so that other statements may follow in the same packet.
+        simple: its text cannot be read in two ways, and it returns no rows: others may follow in its packet.
+        size: bytes of text and parameters, about.
     """
 
     sql: str
@@ -56,6 +57,7 @@ class Statement:
     min_rows: int | None = None
     calls: bool = False
     simple: bool = False
+    size: int = 0
 
     def query(self) -> Query:
         """What is sent."""
@@ -73,6 +75,7 @@ class Work:
         writes_before: the session's write counters at the start, None where they were not asked.
         maybe_wrote: a statement that is no plain read ran.
         called: a procedure ran, which may have changed any setting of the session: nobody else may have it.
+        may_be_prepared: XA PREPARE was sent. Before, what is prepared by this name is not this work's.
     """
 
     branch: Branch
@@ -81,6 +84,7 @@ class Work:
     writes_before: int | None = None
     maybe_wrote: bool = False
     called: bool = False
+    may_be_prepared: bool = False
 
 
 class Fate(Term):
@@ -89,6 +93,7 @@ class Fate(Term):
     INTACT = "active"
     DOOMED = "active, but must be rolled back"
     LOST = "its session is gone"
+    REFUSED = "never started by this session: no XA verb may be sent for it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +138,12 @@ def start_query(work: Work) -> Query:
 
 def not_started(answer: Result) -> Worked:
     """Why there is no branch."""
-    if isinstance(answer, ServerError) and meaning(Verb.START, answer) is Meaning.DUPLICATE_XID:
-        return Worked(
-            Fate.LOST, failure=failure(Reason.BRANCH_BUSY, answer, "XA START: the branch exists already")
-        )
-    return Worked(Fate.LOST, failure=failure(Reason.SERVER_UNAVAILABLE, answer, "XA START"))
+    if not isinstance(answer, ServerError):
+        return Worked(Fate.LOST, failure=failure(Reason.SERVER_UNAVAILABLE, answer, "XA START"))
+    if meaning(Verb.START, answer) is Meaning.DUPLICATE_XID:
+        why = failure(Reason.BRANCH_BUSY, answer, "XA START: the branch exists already")
+        return Worked(Fate.REFUSED, failure=why)
+    return Worked(Fate.REFUSED, failure=failure(Reason.SERVER_UNAVAILABLE, answer, "XA START"))
 
 
 def _writes() -> Procedure[int | None]:
@@ -214,6 +220,7 @@ def end_query(work: Work) -> Query:
 
 def prepare_query(work: Work) -> Query:
     """XA PREPARE."""
+    work.may_be_prepared = True
     return Query(f"XA PREPARE {work.branch.xid.sql()}", verb=Verb.PREPARE)
 
 
@@ -273,7 +280,8 @@ def _leave_read_only(work: Work) -> Procedure[Voted]:
 
 def vote_rollback(work: Work, why: Failure, active: bool = True) -> Procedure[Voted]:
     """Roll back a branch, and vote so. Closing the session of one that was never prepared always does it."""
-    finished = yield from rollback(work.branch, work.session, active)
+    branch = replace(work.branch, unprepared=not work.may_be_prepared)
+    finished = yield from rollback(branch, work.session, active)
     in_doubt = finished.state is State.RETRY
     return Voted(Vote.ROLLBACK, finished.use, why, in_doubt=in_doubt)
 
@@ -324,6 +332,7 @@ def end_and_commit(work: Work, participants: tuple[int, ...]) -> Procedure[Finis
 def commit_ended(work: Work, wrote: bool) -> Procedure[Finished]:
     """The same after XA END."""
     work.branch = replace(work.branch, write_less=not wrote)
+    work.may_be_prepared = True  # on the way, where one phase is not durable
     finished = yield from commit_one_phase(work.branch, work.session)
     if wrote:
         return finished

@@ -17,11 +17,11 @@ from typing import Any
 import structlog
 
 from dtp import Xid
-from participant_agent.branches import Branches, names_of
+from participant_agent.branches import Branches
 from participant_agent.control import Control
 from participant_agent.core.effects import Lost, Ok, Query, Result, ServerError, Verb
 from participant_agent.core.engine import Engine
-from participant_agent.core.finish import Finished
+from participant_agent.core.finish import Finished, names_of
 from participant_agent.core.resolve import Evidence
 from participant_agent.core.sessions import lock_query, slot_lock
 from participant_agent.core.work import Voted

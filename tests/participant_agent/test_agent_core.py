@@ -226,8 +226,16 @@ def test_what_a_one_phase_commit_left_prepared_is_committed(twin: Twin, table: b
         assert result.state is (State.HEURISTIC_HAZARD if twin.reachable else State.RETRY)
 
 
+def _willing(engine: Engine) -> Twin:
+    """A server that does all that it is asked for."""
+    return Twin(engine, lambda verb: Ok((), 1), listed=False, witness=False, reachable=True)
+
+
+TWINS = st.one_of(twins(), st.sampled_from(list(Engine)).map(_willing))
+
+
 @settings(max_examples=300, deadline=None)
-@given(twins(), st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.booleans())
+@given(TWINS, st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.booleans())
 def test_a_vote_ok_means_prepared(
     twin: Twin, reads: bool, read_only: bool, table: bool, simple: bool, stepwise: bool
 ) -> None:
@@ -264,7 +272,7 @@ def test_a_vote_ok_means_prepared(
 
 
 @settings(max_examples=300, deadline=None)
-@given(twins(), st.booleans(), st.booleans())
+@given(TWINS, st.booleans(), st.booleans())
 def test_one_phase_run_is_committed_only_by_the_server(twin: Twin, table: bool, simple: bool) -> None:
     job = Work(branch(twin.engine, table), SESSION, read_only=False)
     statement = Statement("UPDATE a SET v = 1", simple=simple)
@@ -278,14 +286,9 @@ def test_one_phase_run_is_committed_only_by_the_server(twin: Twin, table: bool, 
         assert committed or (table and twin.witness)
 
 
-def _willing(engine: Engine) -> Twin:
-    """A server that does all that it is asked for."""
-    return Twin(engine, lambda verb: Ok((), 1), listed=False, witness=False, reachable=True)
-
-
 @settings(max_examples=300, deadline=None)
 @given(
-    st.one_of(twins(), st.sampled_from(list(Engine)).map(_willing)),
+    TWINS,
     st.booleans(),
     st.booleans(),
     st.booleans(),
