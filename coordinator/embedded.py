@@ -75,12 +75,16 @@ class EmbeddedAgent:
                 self.error = f"{error}: {error.details.get('detail', error.details.get('address', ''))}"
                 if self.error != told:
                     self._log.error(str(error), **error.details)
-                told = self.error
-                self.tried.set()
-                await asyncio.sleep(_PAUSE_SECONDS)
+            except Exception as error:  # a mistake of ours must not be the end of trying
+                self.error = f"{type(error).__name__}: {error}"
+                if self.error != told:
+                    self._log.exception("the agent in this process cannot start")
             else:
                 self.host, self.error = host, ""
-        self.tried.set()
+            told = self.error
+            self.tried.set()
+            if self.host is None:
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     async def stop(self) -> None:
         """End it in order."""
