@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from coordinator import embedded
+from coordinator.agents import LinkDown
 from coordinator.embedded import EmbeddedAgent
 from participant_agent.agent import Agent
 from participant_agent.core.preflight import Check
@@ -20,7 +21,8 @@ PATIENCE_SECONDS = 10.0
 def make(directory: Path, listen: str = "127.0.0.1:0") -> EmbeddedAgent:
     path = directory / "agent.toml"
     path.write_text(
-        f'[agent]\nparticipant = "orders"\nlisten = "{listen}"\n[mysql]\nuser = "u"\nunix_socket = "/nowhere"\n'
+        f'[agent]\nparticipant = "orders"\nlisten = "{listen}"\n'
+        '[mysql]\nuser = "nobody"\nunix_socket = "/nowhere"\n'
     )
     return EmbeddedAgent("orders", path)
 
@@ -95,3 +97,8 @@ def test_a_start_that_fails_in_the_middle_leaves_no_connection(
     monkeypatch.setattr(Agent, "start", start)
     asyncio.run(first_attempt(make(tmp_path)))
     assert len(closed) == 1
+
+
+def test_a_look_at_a_server_that_is_away_says_why(tmp_path: Path) -> None:
+    with pytest.raises(LinkDown, match=r"cannot use the server: .*/nowhere"):
+        asyncio.run(make(tmp_path).look())
