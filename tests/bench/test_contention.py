@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.bench.contention import ContentionPlan, rates, side_document
-from deploy.bench.hot import ENDED_WITH_THE_SLOT, HotWork, Keen, why
+from deploy.bench.contention.hot import ENDED_WITH_THE_SLOT, HotWork, Keen, why
+from deploy.bench.contention.plan import ContentionPlan
+from deploy.bench.contention.report import rates, side_document
 from deploy.bench.load import Slot
 from deploy.bench.plan import IN_PROCESS, INTERACTIVE, ONE_SHOT, PROCESSES, RAW, Side, Variant
 from deploy.bench.run import Measured

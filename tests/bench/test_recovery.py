@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.bench.recovery import RecoveryPlan
+from deploy.bench.recovery.plan import RecoveryPlan
 from deploy.engines import Engine
 from deploy.private_servers import PrivateServer
 from tests.bench.test_short_run import below, databases, given

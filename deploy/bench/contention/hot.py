@@ -1,4 +1,4 @@
-"""Hot: one process of clients that all want the same few rows. `python -m deploy.bench.hot`, from `crew.py`.
+"""Hot: one process of clients that all want the same few rows: `python -m deploy.bench.contention.hot`.
 
 It talks as `load.py` does, and its clients make the same transactions; but half of them go through the
 servers the other way round, and who is rolled back begins again at once, until it has committed.
