@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coordinator.ctl.output import Screen, View
 from coordinator.version import VERSION
 from deploy.bench import report
 from deploy.bench.bed import Bed
-from deploy.bench.contention.hot import ENDED_WITH_THE_SLOT
+from deploy.bench.contention.hot import ACROSS, ENDED_WITH_THE_SLOT
 from deploy.bench.contention.plan import BRANCHES, ContentionPlan
 from deploy.bench.contention.run import Found
 from deploy.bench.plan import RAW, Side, counted
@@ -58,7 +58,7 @@ def side_document(
     side: Side,
     slots: Sequence[Measured],
     base: Sequence[Measured],
-    deadlocks: Sequence[int],
+    deadlocks: Mapping[str, Sequence[int]],
 ) -> dict[str, Any]:
     """One side of the report."""
     ends: Counter[str] = Counter()
@@ -82,13 +82,22 @@ def side_document(
         "aborted_by": {why: count for why, count in sorted(ends.items()) if why not in _NOT_WHY},
         "stuck": ends["stuck"],
         "unknown": ends[Told.UNKNOWN.value],
-        "deadlocks": {
-            "measured": len(deadlocks),
-            "p50_ms": _milliseconds(sorted(deadlocks), 0.5),
-            "max_ms": _milliseconds(sorted(deadlocks), 1.0),
-        }
-        if side.variant
-        else None,
+        "deadlocks": _deadlocks(deadlocks) if side.variant else None,
+    }
+
+
+def _deadlocks(lasted: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Those that were made on purpose, whatever ended them."""
+    every = sorted(duration for durations in lasted.values() for duration in durations)
+    return {
+        "measured": len(every),
+        "not_found": sum(len(durations) for end, durations in lasted.items() if end != ACROSS),
+        "p50_ms": _milliseconds(every, 0.5),
+        "max_ms": _milliseconds(every, 1.0),
+        "ended_by": {
+            end: {"count": len(durations), "max_ms": _milliseconds(sorted(durations), 1.0)}
+            for end, durations in sorted(lasted.items())
+        },
     }
 
 
@@ -96,12 +105,24 @@ def _milliseconds(ascending: Sequence[int], share: float) -> float | None:
     return round(report.quantile(ascending, share) / 1000, 2) if ascending else None
 
 
-_COLUMNS = ("SIDE", "TPS", "/ RAW", "P50 MS", "P99 MS", "ABORTED", "STUCK", "DEADLOCK P50 MS", "MAX MS")
+_COLUMNS = (
+    "SIDE",
+    "TPS",
+    "/ RAW",
+    "P50 MS",
+    "P99 MS",
+    "ABORTED",
+    "STUCK",
+    "DEADLOCK P50",
+    "MAX",
+    "MISSED",
+)
 _BUSY_ELSEWHERE = 0.1
 _LEGEND = (
     "P50, P99: of a transaction with all its attempts; one that had not ended with the slot counts with",
     "the time that it had been under way. STUCK: under way for more than a second at the end.",
-    "DEADLOCK: from the moment at which both had asked for the other's row until one was rolled back.",
+    "DEADLOCK: from the moment at which both had asked for the other's row until one was rolled back, in",
+    "milliseconds. MISSED: not found; what ended it was something else, such as the lock wait time-out.",
 )
 
 
@@ -110,16 +131,19 @@ def view(found: dict[str, Any]) -> View:
 
     def draw(screen: Screen) -> None:
         screen.line(
-            f"{found['engine']} {found['version']}; {found['machine']['cores']} cores; {found['clients']} "
-            f"clients want {found['rows']} rows on each of {found['branches']} servers, half of them in the "
-            f"other order; lock wait time-out {found['lock_wait_seconds']} s; "
-            f"{counted(found['rounds'], 'round')}"
+            f"{found['engine']} {found['version']}; {found['machine']['cores']} cores; lock wait time-out "
+            f"{found['lock_wait_seconds']} s; {counted(found['rounds'], 'round')}"
+        )
+        screen.line(
+            f"{found['clients']} clients want {found['rows']} rows on each of {found['branches']} servers, "
+            "half of them in the other order"
         )
         screen.table(_COLUMNS, [_row(side) for side in found["sides"]], "nothing was measured")
         for side in found["sides"]:
             if side["aborted_by"]:
                 why = ", ".join(f"{count} {name}" for name, count in side["aborted_by"].items())
                 screen.line(f"{side['side']}: rolled back and begun again: {why}")
+            _draw_not_found(screen, side)
         screen.line()
         for line in _LEGEND:
             screen.line(line)
@@ -132,8 +156,15 @@ def view(found: dict[str, Any]) -> View:
     return View(found, draw)
 
 
+def _draw_not_found(screen: Screen, side: dict[str, Any]) -> None:
+    deadlocks = side["deadlocks"]
+    if deadlocks and deadlocks["not_found"]:
+        ends = [f"{it['count']} by {end}" for end, it in deadlocks["ended_by"].items() if end != ACROSS]
+        screen.line(f"{side['side']}: deadlocks that were not found: {', '.join(ends)}", "yellow")
+
+
 def _row(side: dict[str, Any]) -> list[str]:
-    ratio, deadlocks = side["ratio"], side["deadlocks"] or {"p50_ms": None, "max_ms": None}
+    ratio, deadlocks = side["ratio"], side["deadlocks"]
     own = side["kind"] == RAW or not ratio
     return [
         side["side"],
@@ -143,8 +174,9 @@ def _row(side: dict[str, Any]) -> list[str]:
         _figure(side["p99_ms"]),
         str(side["aborted"]),
         str(side["stuck"]),
-        _figure(deadlocks["p50_ms"]),
-        _figure(deadlocks["max_ms"]),
+        _figure(deadlocks and deadlocks["p50_ms"]),
+        _figure(deadlocks and deadlocks["max_ms"]),
+        str(deadlocks["not_found"]) if deadlocks else "",
     ]
 
 

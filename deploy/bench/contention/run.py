@@ -1,8 +1,9 @@
 """Contention: few rows, many clients, and branches in both orders: deadlocks across servers all the time.
 
-Everybody begins again until a transaction has committed. Agents have the same lock wait time-out, so that
-what ends sooner was found. Two more clients make deadlocks on purpose on our sides, beside all the others,
-and measure how long each lasts (hot.py).
+Everybody begins again until a transaction has committed. Agents have the same lock wait time-out, and
+transactions a longer one: a deadlock that nobody finds lasts as long as on raw. Two more clients make
+deadlocks on purpose on our sides, beside all the others, and measure how long each lasts and what ended it
+(hot.py).
 
 What still waits when a slot of raw is over is killed, and counts as stuck. At the end the books must agree.
 """
@@ -24,7 +25,7 @@ from deploy.bench.bed import Bed
 from deploy.bench.contention.hot import PROBE, HotJob
 from deploy.bench.contention.plan import BRANCHES, PROBES, ContentionPlan
 from deploy.bench.cpu import Meter
-from deploy.bench.crew import Crew
+from deploy.bench.crew import PATIENCE_SECONDS, Crew
 from deploy.bench.load import Done, Slot
 from deploy.bench.plan import Case, Side
 from deploy.bench.progress import Progress
@@ -32,6 +33,7 @@ from deploy.bench.run import Measured, Results, problems
 from deploy.bench.servers import Server
 
 _LEAD_SECONDS = 0.03
+_ANSWER_SECONDS = 30.0  # to hear what became of a transaction whose time was over
 _RELEASE_EVERY_SECONDS = 0.1
 _RELEASE_SECONDS = 30.0
 
@@ -42,12 +44,12 @@ class Found:
 
     Attributes:
         slots: of each side; latencies include those of transactions that had not ended.
-        deadlocks: microseconds that those lasted that were made on purpose, by side.
+        deadlocks: microseconds that those lasted that were made on purpose, by side and by what ended them.
         probes: how the transactions ended that made them.
     """
 
     slots: dict[Side, list[Measured]] = field(default_factory=dict)
-    deadlocks: dict[Side, list[int]] = field(default_factory=dict)
+    deadlocks: dict[Side, dict[str, list[int]]] = field(default_factory=dict)
     probes: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
@@ -64,7 +66,7 @@ class Contention:
     def run(self, say: Progress) -> Found:
         """Measure. Raises BenchError where it cannot go on."""
         plan, bed = self._plan, self._bed
-        found = Found({side: [] for side in plan.sides}, {side: [] for side in plan.sides})
+        found = Found({side: [] for side in plan.sides}, {side: {} for side in plan.sides})
         with contextlib.ExitStack() as stack:
             crews = {side: stack.enter_context(self._crew(side, side.kind)) for side in plan.sides}
             probes = {
@@ -95,15 +97,18 @@ class Contention:
             "".join(random.choices(string.digits + string.ascii_lowercase, k=4)),
             rows=plan.rows,
             lock_wait_seconds=plan.lock_wait_seconds,
+            timeout_seconds=side.variant.timeout_seconds if side.variant else 0,
         )
+        patience = PATIENCE_SECONDS
         if side.variant is None:
             job.targets.extend(asdict(server.target) for server in bed.servers)
         else:
             system = bed.systems[side.variant]
             job.participants.extend(system.participants)
             job.coordinators.extend(system.coordinators)
+            patience = max(patience, side.variant.timeout_seconds + _ANSWER_SECONDS)
         processes = 1 if kind == PROBE else os.cpu_count() or 1
-        return Crew(job, processes, bed.directory, "deploy.bench.contention.hot")
+        return Crew(job, processes, bed.directory, "deploy.bench.contention.hot", patience)
 
     def _slot(self, side: Side, crew: Crew, probe: Crew | None, found: Found) -> None:
         plan, bed = self._plan, self._bed
@@ -127,7 +132,8 @@ class Contention:
         found.slots[side].append(
             Measured(seconds, sorted(done.latencies), cpu, busy, done.told, done.reasons)
         )
-        found.deadlocks[side] += made.latencies
+        for end, durations in made.lasted.items():
+            found.deadlocks[side].setdefault(end, []).extend(durations)
         found.probes += made.told
 
 

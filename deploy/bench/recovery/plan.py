@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from deploy.bench.plan import PROCESSES, RAW, Case, Plan, Side, Variant
 from participant_agent.agent import FINISHERS
 
-VARIANT = Variant(agents=PROCESSES)
+# Rows are kept: they are counted afterwards.
+VARIANT = Variant(agents=PROCESSES, retention_seconds=0)
 # For the estimate only.
 _PREPARED_PER_SECOND, _COMMITTED_PER_SECOND, _START_SECONDS = 600.0, 1_000.0, 15.0
 
