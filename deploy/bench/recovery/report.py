@@ -72,6 +72,7 @@ def view(found: dict[str, Any]) -> View:
             )
         screen.table(_COLUMNS, rows, "nothing was measured")
         screen.line()
+        screen.line("RAW: XA COMMIT of each branch, the newest first, as the coordinator does.")
         screen.line("Every branch was committed and every row is there, in every round.")
 
     return View(found, draw)

@@ -1,7 +1,7 @@
 """Recovery: how long a coordinator takes, from its start, until everything in doubt is resolved.
 
-    raw    XA COMMIT of each branch as XA RECOVER lists them, on as many connections to each server as an
-           agent has for it, all open
+    raw    XA COMMIT of each branch, the newest first, on as many connections to each server as an agent has
+           for it, all open. It is the faster order on MySQL, and the coordinator's, too
     ours   the coordinator is started; agents and servers have been up all the time
 
 Both end when every branch has been committed on every server; ours ends when the coordinator, too, has
@@ -14,7 +14,7 @@ import contextlib
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -90,8 +90,7 @@ class Recovery:
         with contextlib.ExitStack() as stack:
             jobs = []
             for server in self._servers:
-                # As they are listed, which is the order in which a person or a script would take them.
-                commits = iter([_commit_text(*branch) for branch in server.prepared()])
+                commits = iter([_commit_text(*branch) for branch in newest_first(server.prepared())])
                 for _ in range(FINISHERS):
                     connection = stack.enter_context(contextlib.closing(server.target.connect()))
                     jobs.append((_query_each, connection, commits))
@@ -134,6 +133,11 @@ class Recovery:
             if time.monotonic() > deadline:
                 raise BenchError(f"{otherwise}\n{self._coordinator.tail()}")
             time.sleep(_POLL_SECONDS)
+
+
+def newest_first(branches: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """(gtrid, bqual) of one coordinator's branches: its gtrids grow."""
+    return sorted(branches, reverse=True)
 
 
 def _commit_text(gtrid: bytes, bqual: bytes) -> bytes:
