@@ -92,6 +92,13 @@ class Variant:
         return ", ".join(parts)
 
 
+def one_thing_more(variant: Variant, other: Variant) -> bool:
+    """Whether `variant` is as `other` but for one thing, of which it has more: agents in the coordinator's
+    process, witness rows, or coordinators."""
+    ours, others = ((it.agents == IN_PROCESS, it.witness, it.coordinators) for it in (variant, other))
+    return sum(a != b for a, b in zip(ours, others, strict=True)) == 1 and ours > others
+
+
 @dataclass(frozen=True)
 class Side:
     """How clients do it: one of KINDS; `variant` where the coordinator does the work, else None."""
