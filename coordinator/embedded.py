@@ -21,7 +21,7 @@ import structlog
 from coordinator.agents import AgentLink, Identity, LinkDown
 from coordinator.config import Config
 from coordinator.core import inputs
-from dtp import XacoordError
+from dtp import XacoordError, Xid
 from shell.config import ConfigError
 from shell.status import to_status
 
@@ -75,12 +75,31 @@ class EmbeddedAgent:
                 self.error = f"{error}: {error.details.get('detail', error.details.get('address', ''))}"
                 if self.error != told:
                     self._log.error(str(error), **error.details)
-                told = self.error
-                self.tried.set()
-                await asyncio.sleep(_PAUSE_SECONDS)
+            except Exception as error:  # a mistake of ours must not be the end of trying
+                self.error = f"{type(error).__name__}: {error}"
+                if self.error != told:
+                    self._log.exception("the agent in this process cannot start")
             else:
                 self.host, self.error = host, ""
-        self.tried.set()
+            told = self.error
+            self.tried.set()
+            if self.host is None:
+                await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def look(self) -> tuple[Xid, ...]:
+        """What is prepared at its server, without starting it: nothing is changed, whoever works there.
+
+        Raises LinkDown where the server does not tell.
+        """
+        from participant_agent.look import prepared
+        from participant_agent.session import ConnectError
+
+        try:
+            return await prepared(self._config, self._log)
+        except ConnectError as error:
+            raise LinkDown(f"cannot use the server: {error}") from error
+        except XacoordError as error:
+            raise LinkDown(error.message) from error
 
     async def stop(self) -> None:
         """End it in order."""

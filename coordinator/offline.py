@@ -26,7 +26,7 @@ from coordinator.journal import replay_entries
 from coordinator.runtime import Runtime
 from coordinator.v1 import admin_pb2, record_pb2
 from coordinator.v1 import coordinator_pb2 as pb
-from dtp import Gtrid, Reason, XacoordError
+from dtp import Gtrid, Reason, XacoordError, Xid
 from shell import logs
 from wal import Entry, Recovered, read
 
@@ -78,31 +78,28 @@ async def _plan(config: Config, names: list[str]) -> admin_pb2.RecoverResponse:
     core = _hypothetical(recovered, list(config.participants))
     identity = Identity(config.coordinator.id, 0, recovered.identity, {})
     response = admin_pb2.RecoverResponse()
-    async with Embedded.of(config, names) as embedded:
-        for name in names:
-            link = embedded.link(
-                name,
-                config.participants[name].agent,
-                identity,
-                lambda event: None,
-                make_clock(),
-                lambda: "",
-            )
-            await _scan(link, core, response)
+    # Agents of the coordinator's own process are not started for a plan: a start takes the participant over.
+    embedded = Embedded.of(config, names).agents
+    for name in names:
+        try:
+            if name in embedded:
+                found = await embedded[name].look()
+            else:
+                found = await _ask(name, config.participants[name].agent, identity)
+        except Exception as error:
+            response.scans.add(participant=name, scanned=False, error=str(error))
+        else:
+            response.items.extend(convert.plan_items(core.plan(name, found), lambda item: ""))
+            response.scans.add(participant=name, scanned=True)
     return response
 
 
-async def _scan(link: AgentLink, core: Coordinator, response: admin_pb2.RecoverResponse) -> None:
-    """Put a participant's part of the plan into the response."""
-    name = link.participant
+async def _ask(name: str, address: str, identity: Identity) -> tuple[Xid, ...]:
+    """What a running agent lists."""
+    link = AgentLink(name, address, identity, lambda event: None, make_clock(), lambda: "")
     task = asyncio.get_running_loop().create_task(link.run())
     try:
-        found = await _inspect(link)
-        items = core.plan(name, xids(found))
-        response.items.extend(convert.plan_items(items, lambda item: ""))
-        response.scans.add(participant=name, scanned=True)
-    except Exception as error:
-        response.scans.add(participant=name, scanned=False, error=str(error))
+        return xids(await _inspect(link))
     finally:
         task.cancel()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from participant_agent.config import ENVIRONMENT_PREFIX, UNIX, Config
+from participant_agent.config import ENVIRONMENT_PREFIX, Config
 from shell import config as shell_config
 
 EXIT_UNAVAILABLE = 69
@@ -64,13 +64,6 @@ def serve(path: Path | None) -> None:
     import uvloop
 
     config = _load(path)
-    if not config.agent.listen.startswith(UNIX):
-        # Before the participant is taken over: who cannot be reached must not end another agent's sessions.
-        try:
-            shell_config.check_bindable(config.agent.listen, "agent.listen")
-        except shell_config.ConfigError as error:
-            click.echo(f"configuration: {error}", err=True)
-            sys.exit(shell_config.EXIT_CONFIG)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(runner.run(_serve(config)))
 

@@ -15,13 +15,14 @@ from grpc_reflection.v1alpha import reflection
 
 from dtp import XacoordError
 from participant_agent.agent import Agent, PreflightError
-from participant_agent.config import Config
+from participant_agent.config import UNIX, Config
 from participant_agent.control import StartError
 from participant_agent.core.preflight import Check
 from participant_agent.service import MAX_ANSWER_BYTES, Service
 from participant_agent.session import ConnectError
 from participant_agent.v1 import participant_agent_pb2 as pb
 from participant_agent.v1 import participant_agent_pb2_grpc as rpc
+from shell.config import ConfigError, check_bindable
 from shell.failpoints import Failpoints
 from shell.status import ErrorInterceptor
 
@@ -88,17 +89,27 @@ class Host:
         Raises:
             NotStarted: it says why; nothing is left behind.
         """
+        listen = self.config.agent.listen
+        if not listen.startswith(UNIX):
+            # Before the participant is taken over: who cannot be reached must not end another agent's
+            # sessions.
+            try:
+                check_bindable(listen, "agent.listen")
+            except ConfigError as error:
+                raise NotStarted("cannot listen", for_good=True, detail=str(error)) from error
         checks = await self._start_agent()
         for check in checks:
             if check.severity.value != "ok":
                 self._log.warning("preflight", check=check.name, found=check.found, fix=check.fix)
-        listen = self.config.agent.listen
         try:
             port = self._server.add_insecure_port(listen)
+            await self._server.start()
         except RuntimeError as error:
             await self.agent.stop()
             raise NotStarted("cannot listen", for_good=True, address=listen) from error
-        await self._server.start()
+        except BaseException:
+            await self.agent.stop()
+            raise
         self._log.info("listening", address=listen, port=port)
         self._watching = asyncio.get_running_loop().create_task(self._watch())
         return port
@@ -106,18 +117,29 @@ class Host:
     async def _start_agent(self) -> list[Check]:
         try:
             return await self.agent.start()
-        except PreflightError as error:
-            why = NotStarted("refused by preflight", for_good=True, detail=str(error))
-        except StartError as error:
-            why = NotStarted("cannot start", detail=str(error))
-        except XacoordError as error:
-            why = NotStarted("cannot use the server", reason=error.reason.value, detail=error.message)
-        except ConnectError as error:
-            mysql = self.config.mysql
-            where = mysql.unix_socket or f"{mysql.host}:{mysql.port}"
-            why = NotStarted("cannot use the server", address=where, errno=error.errno, detail=str(error))
-        self.agent.control.close()
-        raise why
+        except BaseException as error:
+            self.agent.control.close()
+            why = self._why(error)
+            if why is None:
+                raise
+            raise why from error
+
+    def _why(self, error: BaseException) -> NotStarted | None:
+        """What an error of the agent's start means; None where it is none that is known."""
+        match error:
+            case PreflightError():
+                return NotStarted("refused by preflight", for_good=True, detail=str(error))
+            case StartError():
+                return NotStarted("cannot start", detail=str(error))
+            case XacoordError():
+                return NotStarted("cannot use the server", reason=error.reason.value, detail=error.message)
+            case ConnectError():
+                mysql = self.config.mysql
+                where = mysql.unix_socket or f"{mysql.host}:{mysql.port}"
+                return NotStarted(
+                    "cannot use the server", address=where, errno=error.errno, detail=str(error)
+                )
+        return None
 
     async def stop(self) -> None:
         """End in order: health says so, the agent drains, the server stops."""

@@ -173,8 +173,8 @@ class Waits:
         more = f"; and {len(path) - _TOLD_CIRCLE} more" if len(path) > _TOLD_CIRCLE else ""
         message = f"deadlock across servers, and this transaction began last: {told}{more}; run it again"
         at = path[0].participant if path else ""
-        self.deadlocks += 1
-        self._two_phase.reject(victim, Rejection(Reason.DEADLOCK, message, at), now)
+        if self._two_phase.reject(victim, Rejection(Reason.DEADLOCK, message, at), now):
+            self.deadlocks += 1
 
 
 def _components(edges: list[Edge]) -> list[set[str]]:

@@ -61,7 +61,7 @@ def contention(
     across servers are common; who is rolled back begins again. raw has nothing but its lock wait time-out
     to end them. How long a deadlock lasts with a coordinator is measured beside.
     """
-    measuring = source("deploy.bench.contention")
+    plans = source("deploy.bench.contention.plan")
     targets = read_targets(servers, user, password_file, database)
     if targets and engine:
         raise click.UsageError("--engine is for private servers; a given --server is asked what it is")
@@ -69,10 +69,10 @@ def contention(
         raise click.UsageError("contention is measured with two servers: give --server twice")
     if quick:
         lock_wait, rounds, seconds, raw_seconds = 5, 1, 5.0, None
-    plan = measuring.ContentionPlan(
+    plan = plans.ContentionPlan(
         rows, clients, lock_wait, AGENTS[agents], rounds, seconds, raw_seconds or 2 * lock_wait + 10.0
     )
-    view, problems = measuring.measure(plan, engine, targets[:2])
+    view, problems = source("deploy.bench.contention.command").measure(plan, engine, targets[:2])
     emit(view, form)
     if problems:
         raise CtlError("BOOKS_DO_NOT_AGREE", "; ".join(problems), ExitCode.INTERNAL)

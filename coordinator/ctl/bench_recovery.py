@@ -45,7 +45,7 @@ def recovery(
     connections as an agent has for it; then as many again are left to the coordinator, from its start until
     it has nothing open any more. Both sides take turns on the same servers.
     """
-    measuring = source("deploy.bench.recovery")
+    plans = source("deploy.bench.recovery.plan")
     targets = read_targets(servers, user, password_file, database)
     if targets and engine:
         raise click.UsageError("--engine is for private servers; a given --server is asked what it is")
@@ -53,5 +53,5 @@ def recovery(
         raise click.UsageError("recovery is measured with two servers: give --server twice")
     if any(number % 2 for number in branches):
         raise click.UsageError("--branches: even numbers, because each transaction has two")
-    plan = measuring.RecoveryPlan((400,), 1) if quick else measuring.RecoveryPlan(branches, rounds)
-    emit(measuring.measure(plan, engine, targets[:2]), form)
+    plan = plans.RecoveryPlan((400,), 1) if quick else plans.RecoveryPlan(branches, rounds)
+    emit(source("deploy.bench.recovery.command").measure(plan, engine, targets[:2]), form)

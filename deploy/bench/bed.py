@@ -34,6 +34,7 @@ from deploy.processes import free_port
 _UP_SECONDS = 60.0
 _CALL_SECONDS = 5.0
 _POLL_SECONDS = 0.05
+_USUAL_MAX_TIMEOUT_SECONDS = 300
 # Of a server, besides those of clients: administration, and each agent's own.
 _SPARE_CONNECTIONS = 50
 _SPARE_SESSIONS = 20
@@ -140,7 +141,7 @@ class Bed:
             address = f"127.0.0.1:{free_port()}"
             # Only one process can host an agent; its neighbours reach it where it listens.
             text = coordinator_config(
-                name, self.directory / f"log-{name}", address, agents, hosted and not number
+                name, self.directory / f"log-{name}", address, agents, variant, hosted and not number
             )
             path = self._write(f"coordinator-{name}.toml", text)
             self._spawn(system, f"coordinator {number + 1}", "coordinator.daemon", path)
@@ -243,17 +244,27 @@ enabled = {str(variant.witness).lower()}
 
 
 def coordinator_config(
-    name: str, log: Path, address: str, agents: Mapping[str, tuple[str, Path]], hosted: bool
+    name: str,
+    log: Path,
+    address: str,
+    agents: Mapping[str, tuple[str, Path]],
+    variant: Variant,
+    hosted: bool,
 ) -> str:
-    """The coordinator's file: as it comes. `agents`: address and file of each participant's; `hosted`: in the
+    """The coordinator's file. `agents`: address and file of each participant's; `hosted`: in the
     coordinator's process."""
+    settings = {"witness_retention": variant.retention_seconds}
+    if variant.timeout_seconds:
+        settings["max_timeout"] = max(variant.timeout_seconds, _USUAL_MAX_TIMEOUT_SECONDS)
+    given = "".join(f"{key} = {value}\n" for key, value in settings.items() if value)
     head = f"""\
 [coordinator]
 id = "{name}"
 data_dir = {_quoted(str(log))}
 listen = "{address}"
 http_listen = ""
-"""
+[transactions]
+{given}"""
     return head + "".join(
         f"[participants.{participant}]\n"
         + (f"agent_config = {_quoted(str(path))}\n" if hosted else f'agent = "{where}"\n')

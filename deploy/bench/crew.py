@@ -18,8 +18,7 @@ from deploy.bench.servers import BenchError
 from deploy.processes import spawn
 
 _ROOT = Path(__file__).resolve().parents[2]
-# A transaction that waits for a lock or a lost answer ends within this time, whatever happens.
-_PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 90.0
 _CLOSE_SECONDS = 30.0
 _HURRY_SECONDS = 1.0
 
@@ -35,9 +34,19 @@ class Crew:
 
     Args:
         module: what the processes run.
+        patience_seconds: within which a transaction ends that waits for a lock or a lost answer, whatever
+            happens.
     """
 
-    def __init__(self, job: Job, processes: int, directory: Path, module: str = "deploy.bench.load") -> None:
+    def __init__(
+        self,
+        job: Job,
+        processes: int,
+        directory: Path,
+        module: str = "deploy.bench.load",
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._patience_seconds = patience_seconds
         self._children: list[subprocess.Popen[bytes]] = []
         self._output = directory / "load.log"
         environ = {
@@ -60,7 +69,7 @@ class Crew:
     def wait_until_ready(self) -> None:
         """Until every client is connected."""
         for child in self._children:
-            self._hear(child, _PATIENCE_SECONDS)
+            self._hear(child, self._patience_seconds)
 
     def begin(self, slot: Slot) -> None:
         """Let all work in a slot that is to come."""
@@ -71,7 +80,7 @@ class Crew:
         """What all did together, when the slot is over."""
         total = Done()
         for child in self._children:
-            answer = self._hear(child, _PATIENCE_SECONDS)
+            answer = self._hear(child, self._patience_seconds)
             total.add(Done(**{**answer, "told": Counter(answer["told"])}))
         return total
 

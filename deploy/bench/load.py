@@ -71,12 +71,17 @@ class Slot:
 
 @dataclass
 class Done:
-    """What was done in a slot: latencies of what counts, in microseconds; how everything ended, and why."""
+    """What was done in a slot: latencies of what counts, in microseconds; how everything ended, and why.
+
+    Attributes:
+        lasted: microseconds of what was measured besides, by what ended it (contention's deadlocks).
+    """
 
     latencies: list[int] = field(default_factory=list)
     told: Counter[str] = field(default_factory=Counter)
     reasons: list[str] = field(default_factory=list)
     failed: str = ""
+    lasted: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, other: Done) -> None:
         """Both together."""
@@ -84,6 +89,8 @@ class Done:
         self.told += other.told
         self.reasons = list(dict.fromkeys(self.reasons + other.reasons))[:_REASONS_KEPT]
         self.failed = self.failed or other.failed
+        for end, durations in other.lasted.items():
+            self.lasted.setdefault(end, []).extend(durations)
 
     def document(self) -> dict[str, Any]:
         """As JSON; the fields are its keys."""

@@ -25,6 +25,9 @@ _WARM_UP_SECONDS = 0.25
 _WARM_UP_SECONDS_A_CLIENT = 0.004
 # Once for each side of a case: connections are made then.
 REHEARSAL_SECONDS = 0.5
+# The shortest that a coordinator can be given: each witness row is deleted once, by the side that wrote it.
+RETENTION_SECONDS = 1
+_BEYOND_THE_LOCK_WAIT_SECONDS = 20
 # For the estimate only: starting what is measured, and the load processes of a case.
 _START_SECONDS = 12.0
 _CASE_SECONDS = 2.5
@@ -65,12 +68,20 @@ class Variant:
         witness: agents write the rows that prove commits.
         coordinators: that share the clients and the agents.
         lock_wait_seconds: of the agents' sessions; 0: as they come.
+        retention_seconds: how long witness rows outlive their transaction; 0: as it comes.
     """
 
     agents: str = PROCESSES
     witness: bool = True
     coordinators: int = 1
     lock_wait_seconds: int = 0
+    retention_seconds: int = RETENTION_SECONDS
+
+    @property
+    def timeout_seconds(self) -> int:
+        """Of transactions, where the lock wait time-out is given: longer than that, so that whoever waits for
+        a lock is ended by nothing else. 0: as they come."""
+        return self.lock_wait_seconds and self.lock_wait_seconds + _BEYOND_THE_LOCK_WAIT_SECONDS
 
     @property
     def label(self) -> str:
@@ -79,6 +90,13 @@ class Variant:
         parts += [] if self.witness else ["no witness"]
         parts += [f"{self.coordinators} coordinators"] if self.coordinators > 1 else []
         return ", ".join(parts)
+
+
+def one_thing_more(variant: Variant, other: Variant) -> bool:
+    """Whether `variant` is as `other` but for one thing, of which it has more: agents in the coordinator's
+    process, witness rows, or coordinators."""
+    ours, others = ((it.agents == IN_PROCESS, it.witness, it.coordinators) for it in (variant, other))
+    return sum(a != b for a, b in zip(ours, others, strict=True)) == 1 and ours > others
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 from coordinator.ctl.output import Screen, View
 from coordinator.version import VERSION
 from deploy.bench.bed import Bed
-from deploy.bench.plan import RAW, Case, Plan, Side, counted
+from deploy.bench.plan import RAW, Case, Plan, Side, counted, one_thing_more
 from deploy.bench.run import Measured, Results
 from deploy.bench.servers import ROWS
 from deploy.bench.work import Told
@@ -112,16 +112,37 @@ def machine() -> dict[str, object]:
 
 
 def _case(case: Case, sides: dict[Side, list[Measured]]) -> dict[str, object]:
-    foreign = [slot.foreign for slots in sides.values() for slot in slots if slot.foreign is not None]
+    foreign = [it for slots in sides.values() if (it := busy_elsewhere(slots)) is not None]
     base = sides.get(Side(RAW))
     return {
         "branches": case.branches,
         "read_only": case.read_only,
         "clients": case.clients,
         "warm_up_seconds": case.warm_up_seconds,
-        "busy_elsewhere_cores": round(statistics.median(foreign), 2) if foreign else None,
-        "sides": [_side(side, slots, base) for side, slots in sides.items()],
+        "busy_elsewhere_cores": max(foreign, default=None),
+        "sides": [
+            {**_side(side, slots, base), "ratios_to_variants": _to_variants(side, sides)}
+            for side, slots in sides.items()
+        ],
     }
+
+
+def busy_elsewhere(slots: Sequence[Measured]) -> float | None:
+    """Processors that others kept busy in the worst slot: a median would hide one that was disturbed."""
+    known = [slot.foreign for slot in slots if slot.foreign is not None]
+    return round(max(known), 2) if known else None
+
+
+def _to_variants(side: Side, sides: dict[Side, list[Measured]]) -> list[dict[str, object]]:
+    """Transactions a second against the same kind of side that has one thing less, in the same rounds."""
+    found: list[dict[str, object]] = []
+    for other, slots in sides.items():
+        if other.kind != side.kind or other.variant is None or side.variant is None:
+            continue
+        ratio = ratios(rates(sides[side]), rates(slots))
+        if ratio is not None and one_thing_more(side.variant, other.variant):
+            found.append({"to": other.label, **ratio})
+    return found
 
 
 def _side(side: Side, slots: list[Measured], base: list[Measured] | None) -> dict[str, object]:
@@ -149,6 +170,7 @@ def _side(side: Side, slots: list[Measured], base: list[Measured] | None) -> dic
         **found,
         "cpu_us": by_kind(cpu),
         "cpu_us_by_process": cpu,
+        "busy_elsewhere_cores": busy_elsewhere(slots),
         "measured": len(latencies),
         **{end.value: told[end.value] for end in Told},
         "reasons": list(dict.fromkeys(reason for slot in slots for reason in slot.reasons))[:3],
@@ -180,7 +202,9 @@ def view(report: dict[str, Any]) -> View:
         for case in report["cases"]:
             _draw_case(screen, case)
         screen.line()
-        screen.line("/ RAW: median of the ratios within a round (lowest to highest).")
+        screen.line(
+            "/ RAW: median of the ratios within a round (lowest to highest); A / B: the same of two sides."
+        )
         screen.line("SERVERS to CLIENTS: microseconds of processor time a transaction.")
         for problem in report["problems"]:
             screen.line(f"PROBLEM: {problem}", "bold red")
@@ -197,9 +221,15 @@ def _draw_case(screen: Screen, case: dict[str, Any]) -> None:
         failed = side[Told.ROLLED_BACK.value] + side[Told.UNKNOWN.value]
         if failed:
             screen.line(f"{side['side']}: {failed} did not commit: {'; '.join(side['reasons'])}", "yellow")
+    for side in case["sides"]:
+        for ratio in side["ratios_to_variants"]:
+            span = f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
+            screen.line(f"{side['side']} / {ratio['to']}: {span}")
     elsewhere = case["busy_elsewhere_cores"]
     if elsewhere is not None and elsewhere > _BUSY_ELSEWHERE:
-        screen.line(f"other programs kept {elsewhere:g} cores busy: do not trust these figures", "yellow")
+        screen.line(
+            f"other programs kept up to {elsewhere:g} cores busy: do not trust these figures", "yellow"
+        )
 
 
 def _row(side: dict[str, Any]) -> list[str]:

@@ -72,13 +72,14 @@ def test_what_did_not_commit_has_no_latency_but_a_reason() -> None:
 
 
 def test_answers_add_up() -> None:
-    total = Done([1], Counter(committed=2), ["a"])
-    total.add(Done([2], Counter(committed=1, unknown=1), ["a", "b"]))
+    total = Done([1], Counter(committed=2), ["a"], lasted={"x": [7]})
+    total.add(Done([2], Counter(committed=1, unknown=1), ["a", "b"], lasted={"x": [8], "y": [9]}))
     assert total.document() == {
         "latencies": [1, 2],
         "told": {"committed": 3, "unknown": 1},
         "reasons": ["a", "b"],
         "failed": "",
+        "lasted": {"x": [7, 8], "y": [9]},
     }
 
 

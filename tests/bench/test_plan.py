@@ -11,7 +11,7 @@ from coordinator.ctl import bench
 from deploy.bench import plan
 from deploy.bench.bed import agent_config, connections_of, coordinator_config
 from deploy.bench.crew import shares
-from deploy.bench.plan import Case, Plan, Side, Variant
+from deploy.bench.plan import RETENTION_SECONDS, Case, Plan, Side, Variant
 from deploy.bench.servers import Target
 
 BOTH = plan.all_variants((plan.PROCESSES, plan.IN_PROCESS), (True,), (1,))
@@ -111,7 +111,10 @@ def test_configurations_are_read_as_they_are_meant() -> None:
 
     agents = {"bench-z-a": ("127.0.0.1:1", Path("/x/agent.toml"))}
     for hosted, expected in ((True, {"agent_config": "/x/agent.toml"}), (False, {"agent": "127.0.0.1:1"})):
-        text = coordinator_config("z001", Path("/x/log"), "127.0.0.1:2", agents, hosted)
+        text = coordinator_config("z001", Path("/x/log"), "127.0.0.1:2", agents, Variant(), hosted)
         coordinator = tomllib.loads(text)
         assert coordinator["coordinator"]["id"] == "z001"
         assert coordinator["participants"] == {"bench-z-a": expected}
+        assert coordinator["transactions"] == {"witness_retention": RETENTION_SECONDS}
+    as_it_comes = coordinator_config("z", Path("/x"), "127.0.0.1:2", {}, Variant(retention_seconds=0), False)
+    assert tomllib.loads(as_it_comes)["transactions"] == {}

@@ -139,7 +139,7 @@ def whole() -> dict[str, Any]:
 def test_the_table_fits_and_has_every_side_and_problem() -> None:
     text = drawn(whole())
     assert max(len(line) for line in text.splitlines()) <= WIDTH
-    assert text.count("interactive, in-process") == 3
+    assert text.count("interactive, in-process ") == 2 * 3, "in the table and against the other variant"
     assert "2 branches writing, 128 clients" in text
     assert "4 branches reading, 32 clients" in text
     assert "PROBLEM: server 1: a problem" in text
@@ -151,7 +151,55 @@ def test_a_machine_that_others_use_is_told() -> None:
     quiet = document(Results({Case(2, 1): {sides[0]: [slot(5)]}}), sides)
     noisy = document(Results({Case(2, 1): {sides[0]: [slot(5, foreign=0.7)]}}), sides)
     assert "do not trust" not in drawn(quiet)
-    assert "other programs kept 0.7 cores busy: do not trust these figures" in drawn(noisy)
+    assert "other programs kept up to 0.7 cores busy: do not trust these figures" in drawn(noisy)
+
+
+def test_one_disturbed_slot_of_many_is_told_and_whose_it_was() -> None:
+    """The ratios of its round are wrong, whatever the others were."""
+    sides = all_sides((RAW, "raw-fast"), ())
+    disturbed = [slot(5), slot(5, foreign=0.9), slot(5)]
+    made = document(Results({Case(2, 1): {sides[0]: [slot(5)] * 3, sides[1]: disturbed}}), sides)
+    (case,) = made["cases"]
+    assert case["busy_elsewhere_cores"] == 0.9
+    assert [side["busy_elsewhere_cores"] for side in case["sides"]] == [0.0, 0.9]
+    assert "do not trust" in drawn(made)
+    given = {sides[0]: [slot(5, foreign=None)]}  # servers of somebody else: nobody can tell
+    (case,) = document(Results({Case(2, 1): given}), sides[:1])["cases"]
+    assert case["busy_elsewhere_cores"] is None
+
+
+def test_variants_are_compared_within_a_round() -> None:
+    """The machine was half as fast in the second round."""
+    variants = all_variants(("processes", "in-process"), (True, False), (1,))
+    sides = all_sides(("one-shot", "interactive"), variants)
+    counts = {
+        "": (95, 45),
+        "no witness": (100, 50),
+        "in-process": (190, 90),
+        "in-process, no witness": (200, 100),
+    }
+    slots = {side: [slot(count) for count in counts[side.variant.label]] for side in sides if side.variant}
+    made = document(Results({Case(2, 1): slots}), sides)
+    (case,) = made["cases"]
+    found = {side["side"]: side["ratios_to_variants"] for side in case["sides"]}
+    assert found["one-shot"] == [{"to": "one-shot, no witness", "median": 0.925, "min": 0.9, "max": 0.95}]
+    both = [it["to"] for it in found["one-shot, in-process"]]
+    assert both == ["one-shot", "one-shot, in-process, no witness"]
+    assert found["one-shot, in-process"][0] == {"to": "one-shot", "median": 2.0, "min": 2.0, "max": 2.0}
+    assert found["one-shot, no witness"] == [], "it has less than the others, and they tell"
+    assert [it["to"] for it in found["interactive"]] == ["interactive, no witness"]
+    text = drawn(made)
+    assert "one-shot, in-process / one-shot: 2.00 (2.00-2.00)" in text
+    assert max(len(line) for line in text.splitlines()) <= WIDTH
+
+
+def test_coordinators_are_compared_with_fewer_of_them() -> None:
+    sides = all_sides((RAW, "one-shot"), all_variants(("processes",), (True,), (1, 2)))
+    counts = iter((50, 100, 120))
+    made = document(Results({Case(2, 1): {side: [slot(next(counts))] for side in sides}}), sides)
+    raw, one, two = made["cases"][0]["sides"]
+    assert (raw["ratios_to_variants"], one["ratios_to_variants"]) == ([], [])
+    assert two["ratios_to_variants"] == [{"to": "one-shot", "median": 1.2, "min": 1.2, "max": 1.2}]
 
 
 @pytest.mark.parametrize("ending", plot.ENDINGS)

@@ -69,6 +69,10 @@ def check(document: dict[str, Any], sides: list[str], cases: list[tuple[int, int
             assert 0 < side["p50_ms"] <= side["p99_ms"], context
             for name in ("ratio", "p50_ratio", "p99_ratio"):
                 assert 0 < side[name]["min"] <= side[name]["median"] <= side[name]["max"], context
+            variants = side["ratios_to_variants"]
+            usual = side["kind"] if side["agents"] == "in-process" else None
+            assert [ratio["to"] for ratio in variants] == ([usual] if usual in sides else []), context
+            assert all(0 < ratio["min"] <= ratio["median"] <= ratio["max"] for ratio in variants), context
             assert side["cpu_us"]["clients"] is not None, context
             ours = side["kind"] in ("one-shot", "interactive")
             assert (side["cpu_us"]["coordinators"] is not None) is ours, context
@@ -110,7 +114,8 @@ def test_variants_reading_and_other_branches(engine: Engine, tmp_path: Path) -> 
     assert code == 0, errors
     assert "1 branch reading, 2 clients" in output
     assert "3 branches reading, 2 clients" in output
-    assert output.count("one-shot, no witness, 2 coordinators ") == 2
+    assert output.count("\none-shot, no witness, 2 coordinators  ") == 2
+    assert output.count("\none-shot, no witness, 2 coordinators / one-shot, no witness: ") == 2
     assert "PROBLEM" not in output
     assert list(tmp_path.iterdir()) == []
 

@@ -21,6 +21,7 @@ from coordinator.core.records import EpochRecord, ParticipantRecord
 from coordinator.core.replay import replay
 from coordinator.core.settings import Settings
 from coordinator.core.states import State
+from coordinator.core.two_phase import TwoPhase
 from dtp import Outcome, Reason, Vote
 
 NAMES = ("p1", "p2", "p3")
@@ -93,6 +94,16 @@ def test_a_circle_over_two_servers_ends_with_its_youngest() -> None:
     assert rejection.participant == "p2"
     first, second = lab.gtrids[:2]
     assert f"{second} waits for {first} at p2; {first} waits for {second} at p1" in rejection.message
+
+
+def test_only_a_deadlock_that_was_broken_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be too late for its victim; nothing says so before it is tried."""
+    monkeypatch.setattr(TwoPhase, "reject", lambda *_: False)
+    lab = Lab(2)
+    for _ in range(2):
+        lab.tell("p1", (0, 1))
+        lab.tell("p2", (1, 0))
+    assert (lab.gone, lab.core.deadlocks) == (set(), 0)
 
 
 def test_its_branches_are_told_why() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -13,7 +15,7 @@ import pytest
 
 from coordinator.v1 import coordinator_pb2
 from deploy.engines import Engine
-from deploy.private_cluster import wait_for
+from deploy.private_cluster import AGENT_USER, wait_for
 from tests.system.conftest import NAMES, System, failpoints, statement
 from tests.system.test_recovery import leave_prepared
 
@@ -88,6 +90,31 @@ def test_a_server_that_is_away_holds_nobody_up_and_is_found_again(system: System
     assert system.judge(system.run(row := system.new_id()) and row)
 
 
+# What changes nothing but the session itself. User locks are taken by a SELECT.
+READS = re.compile(
+    r"(SELECT(?!.*(_LOCK|SLEEP)\()|SHOW|XA RECOVER|SET (SESSION|NAMES|STATEMENT|autocommit))\b", re.I | re.S
+)
+
+
+@contextlib.contextmanager
+def log_of_all_statements(system: System) -> Iterator[list[str]]:
+    """What agents' accounts ask of the servers meanwhile."""
+    servers = [site.server for site in system.cluster.sites.values()]
+    texts: list[str] = []
+    for server in servers:
+        server.sql("SET GLOBAL log_output = 'TABLE'")
+        server.sql("TRUNCATE TABLE mysql.general_log")
+        server.sql("SET GLOBAL general_log = ON")
+    yield texts
+    for server in servers:
+        server.sql("SET GLOBAL general_log = OFF")
+        found = server.sql(
+            "SELECT argument FROM mysql.general_log WHERE command_type = 'Query' AND user_host LIKE %s",
+            (f"%{AGENT_USER}%",),
+        )
+        texts += [argument.decode() if isinstance(argument, bytes) else argument for (argument,) in found]
+
+
 @pytest.mark.engines("mariadb")
 def test_a_stopped_one_is_recovered_offline(system: System) -> None:
     cluster = system.cluster
@@ -97,9 +124,12 @@ def test_a_stopped_one_is_recovered_offline(system: System) -> None:
     with pytest.raises(grpc.RpcError):
         system.commit(gtrid)
     assert cluster.coordinator.wait() == -9
-    plan = cluster.coordctl("recover", "--offline", "--config", str(cluster.config), "--dry-run")
+    with log_of_all_statements(system) as statements:
+        plan = cluster.coordctl("recover", "--offline", "--config", str(cluster.config), "--dry-run")
     assert plan.stdout.count(gtrid) == 2
     assert len(system.ours()) == 2, "a plan changes nothing"
+    assert any(text.startswith("XA RECOVER") for text in statements)
+    assert [text for text in statements if not READS.match(text)] == [], "it is nobody's agent"
     cluster.coordctl("recover", "--offline", "--config", str(cluster.config))
     assert system.ours() == []
     assert system.judge(row)

@@ -1,4 +1,4 @@
-"""Hot: one process of clients that all want the same few rows. `python -m deploy.bench.hot`, from `crew.py`.
+"""Hot: one process of clients that all want the same few rows: `python -m deploy.bench.contention.hot`.
 
 It talks as `load.py` does, and its clients make the same transactions; but half of them go through the
 servers the other way round, and who is rolled back begins again at once, until it has committed.
@@ -10,7 +10,9 @@ has not ended with the slot counts with what it has taken so far: without it, wh
 seen.
 
 `PROBE` is two clients that make deadlocks on purpose, on a row that nobody else wants, and measure how long
-one lasts: from the moment at which both have asked for the other's row until one is rolled back.
+each lasts, whatever ends it: from the moment at which both have asked for the other's row until one of them
+is rolled back. Their transactions may take longer than the lock wait time-out, so a deadlock that is not
+found lasts until that comes, and counts with its time.
 """
 
 from __future__ import annotations
@@ -32,12 +34,14 @@ from deploy.bench.ours import Interactive, OneShot
 from deploy.bench.plan import INTERACTIVE, ONE_SHOT, RAW
 from deploy.bench.servers import ROWS, Target
 from deploy.bench.work import UPDATE, Client, Told, Work, change
-from dtp import Reason
 from xacoord import RolledBack, TransactionManager
 
 PROBE = "probe"
 # Statements that still wait when raw's slot is over are killed: their clients would come home much later.
 ENDED_WITH_THE_SLOT = "ended with the slot"
+# What ends the deadlocks that are found.
+ACROSS = "deadlock across servers"
+# How long the one client of a probe waits for the other, besides the time that a transaction may take.
 _PARTNER_SECONDS = 20.0
 _STUCK_SECONDS = 1.0
 
@@ -49,10 +53,12 @@ class HotJob(Job):
     Attributes:
         rows: that everybody wants.
         lock_wait_seconds: of the raw side's sessions.
+        timeout_seconds: of the transactions of the others.
     """
 
     rows: int = 100
     lock_wait_seconds: int = 50
+    timeout_seconds: int = 70
 
 
 class HotWork(Work):
@@ -86,14 +92,15 @@ _WORDS = {
     "DEADLOCK": "deadlock at one server",
     "1205": "lock wait time-out",
     "LOCK_TIMEOUT": "lock wait time-out",
+    "DEADLINE_PASSED": "deadline passed",
     "1317": ENDED_WITH_THE_SLOT,
 }
 
 
 def why(reason: str) -> str:
     """Why an attempt was rolled back, in one of a few words."""
-    if "deadlock across servers" in reason:
-        return "deadlock across servers"
+    if ACROSS in reason:
+        return ACROSS
     return _WORDS.get(re.split(r"\W", reason, maxsplit=1)[0], "other")
 
 
@@ -144,50 +151,64 @@ class Pair:
         self.going = False
         self.begin = threading.Barrier(2, self._decide)
         self.cross = threading.Barrier(2)
+        self._lock = threading.Lock()
+        self._locked = False
 
     def _decide(self) -> None:
         """Both go on, or neither."""
-        self.going = time.monotonic() < self.slot.end
+        self.going = self._locked = time.monotonic() < self.slot.end
+
+    def ends(self) -> bool:
+        """Whether who is rolled back now has ended the deadlock; later the other one may be, too."""
+        with self._lock:
+            first, self._locked = self._locked, False
+        return first
 
 
 class Probe:
     """One of the two: it changes its own server's row first, then the other's."""
 
     def __init__(
-        self, pair: Pair, manager: TransactionManager, participants: Sequence[str], order: Sequence[int]
+        self,
+        pair: Pair,
+        manager: TransactionManager,
+        participants: Sequence[str],
+        order: Sequence[int],
+        patience_seconds: float,
     ) -> None:
         self._pair = pair
+        self._patience_seconds = patience_seconds
         self._manager = manager
         self._steps = [(participants[place], (change(place), ROWS)) for place in order]
 
     def work(self, slot: Slot) -> Done:
-        """One slot; the latencies are those of deadlocks."""
+        """One slot; `lasted` is how long deadlocks did."""
         done, pair = Done(), self._pair
         pair.slot = slot
         time.sleep(max(0.0, slot.begin - time.monotonic()))
         while True:
-            pair.begin.wait(_PARTNER_SECONDS)
+            pair.begin.wait(self._patience_seconds)
             if not pair.going:
                 return done
             self._meet(done)
 
     def _meet(self, done: Done) -> None:
         (first, own), (second, other) = self._steps
+        pair = self._pair
         transaction = self._manager.transaction().begin()
         transaction.branch(first).execute(UPDATE, own)
-        self._pair.cross.wait(_PARTNER_SECONDS)
+        pair.cross.wait(self._patience_seconds)
         began = time.monotonic()
         try:
             transaction.branch(second).execute(UPDATE, other)
             transaction.commit()
             done.told[Told.COMMITTED.value] += 1
         except RolledBack as error:
-            if error.reason == Reason.DEADLOCK:
-                done.latencies.append(round((time.monotonic() - began) * 1e6))
+            microseconds = round((time.monotonic() - began) * 1e6)
             reason = f"{error.reason}: {error.message}"
             done.told[Told.ROLLED_BACK.value] += 1
             done.told[why(reason)] += 1
-            done.add(Done(reasons=[reason]))
+            done.add(Done(reasons=[reason], lasted={why(reason): [microseconds]} if pair.ends() else {}))
 
     def close(self) -> None:
         """The manager is its process's."""
@@ -211,7 +232,8 @@ def _make(job: HotJob, number: int, managers: Sequence[TransactionManager], pair
         return Keen(HotRaw(targets, work, f"{job.name}{number:04d}", job.lock_wait_seconds))
     manager = managers[number % len(managers)]
     if job.kind == PROBE:
-        return Probe(pair, manager, job.participants, order)
+        patience = job.timeout_seconds + _PARTNER_SECONDS
+        return Probe(pair, manager, job.participants, order, patience)
     side = {ONE_SHOT: OneShot, INTERACTIVE: Interactive}[job.kind]
     return Keen(side(manager, [job.participants[place] for place in order], work))
 
@@ -223,7 +245,10 @@ def main() -> int:
         return 0
     job = HotJob(**json.loads(line))
     with contextlib.ExitStack() as stack:
-        managers = [stack.enter_context(TransactionManager.connect(it)) for it in job.coordinators]
+        managers = [
+            stack.enter_context(TransactionManager.connect(it, timeout=job.timeout_seconds))
+            for it in job.coordinators
+        ]
         threads = stack.enter_context(Threads(makers(job, managers), lambda client, slot: client.work(slot)))
         ready = threads.ready()
         _say({"failed": ready.failed} if ready.failed else {"ready": True})
