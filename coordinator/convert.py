@@ -13,7 +13,6 @@ from coordinator.core.inputs import Wait
 from coordinator.core.reconcile import Action, PlanItem
 from coordinator.core.states import State
 from coordinator.core.transaction import Branch, Transaction
-from coordinator.core.two_phase import sure_outcome
 from coordinator.v1 import admin_pb2
 from coordinator.v1 import coordinator_pb2 as pb
 from dtp import BranchState, Outcome
@@ -94,7 +93,7 @@ def known_outcome(transaction: Transaction, may_tell: bool) -> Outcome:
     """What may be told: nothing that is not durable, nothing presumed before everybody was heard."""
     if transaction.decision is None or not transaction.durable or not may_tell:
         return Outcome.UNKNOWN
-    return sure_outcome(transaction)
+    return transaction.sure_outcome
 
 
 def _told_state(transaction: Transaction) -> State:

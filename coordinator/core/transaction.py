@@ -10,6 +10,10 @@ from coordinator.core.inputs import Failure, RunBranch, WaitFor
 from coordinator.core.records import PrepareRecord
 from coordinator.core.states import ENDS, State
 from dtp import BranchState, Decision, Gtrid, Outcome, Vote
+from dtp.outcome import combine
+
+# What the branches heard so far amount to, and one more may make another of.
+_MAY_CHANGE = (Outcome.HEURISTIC_COMMIT, Outcome.HEURISTIC_ROLLBACK, Outcome.HEURISTIC_HAZARD)
 
 
 @dataclass(slots=True)
@@ -106,6 +110,21 @@ class Transaction:
                 self.one_phase
             )
         return self.state in (State.COMMITTING, State.ROLLING_BACK)
+
+    @property
+    def sure_outcome(self) -> Outcome:
+        """How a decided transaction ended or surely will, given what its branches have said so far.
+
+        UNKNOWN where others have ended one branch and another is still open: they may have ended that one
+        too, in the same way or not. Only a mixed outcome stays one whatever the rest says.
+        """
+        if self.outcome is not Outcome.UNKNOWN:
+            return self.outcome
+        assert self.decision is not None
+        known = [branch.outcome for branch in self.branches.values() if branch.outcome is not None]
+        so_far = combine(self.decision, known)
+        is_open = any(branch.open for branch in self.branches.values())
+        return Outcome.UNKNOWN if is_open and so_far in _MAY_CHANGE else so_far
 
     @property
     def numbers(self) -> tuple[int, ...]:

@@ -405,19 +405,23 @@ class TwoPhase:
             self._context.refuse(
                 waiter.ticket,
                 Reason.OUTCOME_UNKNOWN,
-                "the participant has not said yet whether it committed; ask Get",
+                "a participant has not said yet how its branch ended; ask Get",
                 transaction.gtrid,
             )
         transaction.waiters = []
 
     def _announce(self, transaction: Transaction) -> None:
         """The decision is sure: answer those who wait for no more than that."""
-        self._answer(transaction, lambda waiter_for: waiter_for is WaitFor.DECIDED, completed=False)
+        if transaction.sure_outcome is not Outcome.UNKNOWN:
+            self._answer(transaction, lambda waiter_for: waiter_for is WaitFor.DECIDED, completed=False)
 
     def _answer(self, transaction: Transaction, who: Callable[[WaitFor], bool], *, completed: bool) -> None:
         if not transaction.waiters:
             return
         answer = decided(transaction, completed)
+        if answer.outcome is Outcome.UNKNOWN:
+            self._answer_unknown(transaction)
+            return
         rest = []
         for waiter in transaction.waiters:
             if who(waiter.wait_for):
@@ -449,23 +453,11 @@ class TwoPhase:
 
 def decided(transaction: Transaction, completed: bool) -> Decided:
     """The answer that tells a caller how the transaction ended or surely will."""
-    outcome = sure_outcome(transaction)
+    outcome = transaction.sure_outcome
     results: tuple[tuple[str, object], ...] = ()
     if outcome is Outcome.COMMITTED and transaction.one_shot:
         results = tuple((name, transaction.branches[name].results) for name in transaction.order)
     return Decided(transaction.gtrid, outcome, completed, transaction.rejection, results)
-
-
-def sure_outcome(transaction: Transaction) -> Outcome:
-    """How a decided transaction ended or surely will, given what its branches have said so far."""
-    if transaction.outcome is not Outcome.UNKNOWN:
-        return transaction.outcome
-    assert transaction.decision is not None
-    is_commit = transaction.decision is Decision.COMMIT
-    as_decided = Outcome.COMMITTED if is_commit else Outcome.ROLLED_BACK
-    # A branch that is still open will end as decided, or worse; it never makes a mixed outcome a clean one.
-    branches = [branch.outcome or as_decided for branch in transaction.branches.values()]
-    return combine(transaction.decision, branches)
 
 
 def heuristic_record(transaction: Transaction, now: float) -> HeuristicRecord:

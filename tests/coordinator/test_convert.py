@@ -9,7 +9,6 @@ from coordinator.core import inputs
 from coordinator.core.effects import Decided, Refused, Rejection, Reply
 from coordinator.core.states import State
 from coordinator.core.transaction import Branch, Transaction
-from coordinator.core.two_phase import sure_outcome
 from coordinator.v1 import coordinator_pb2 as pb
 from dtp import BranchState, Decision, Gtrid, Outcome, Reason, Vote
 from tests.coordinator.transactions import begin, decide, deliver, make_durable, world_that_is_up
@@ -78,7 +77,7 @@ def test_a_heuristic_outcome_is_told_when_it_is_on_disk() -> None:
     world.interfered.add(found.gtrid)
     deliver(world, "p1")
     message = told(world, found)
-    assert (message.state, message.outcome) == (pb.STATE_COMMITTING, pb.OUTCOME_HEURISTIC_MIXED)
+    assert (message.state, message.outcome) == (pb.STATE_COMMITTING, pb.OUTCOME_UNKNOWN)
     deliver(world, "p2")
     assert found.state is State.HEURISTIC
     assert told(world, found).outcome == pb.OUTCOME_UNKNOWN
@@ -115,22 +114,23 @@ SURE = [
     (Decision.COMMIT, None, None, Outcome.COMMITTED),
     (Decision.ROLLBACK, None, None, Outcome.ROLLED_BACK),
     (Decision.COMMIT, Outcome.COMMITTED, None, Outcome.COMMITTED),
-    (Decision.COMMIT, Outcome.HEURISTIC_ROLLBACK, None, Outcome.HEURISTIC_MIXED),
-    (Decision.COMMIT, None, Outcome.HEURISTIC_ROLLBACK, Outcome.HEURISTIC_MIXED),
-    (Decision.ROLLBACK, Outcome.HEURISTIC_COMMIT, None, Outcome.HEURISTIC_MIXED),
-    (Decision.COMMIT, Outcome.HEURISTIC_HAZARD, None, Outcome.HEURISTIC_HAZARD),
-    (Decision.ROLLBACK, Outcome.HEURISTIC_HAZARD, None, Outcome.HEURISTIC_HAZARD),
+    (Decision.COMMIT, Outcome.HEURISTIC_ROLLBACK, None, Outcome.UNKNOWN),
+    (Decision.COMMIT, None, Outcome.HEURISTIC_ROLLBACK, Outcome.UNKNOWN),
+    (Decision.ROLLBACK, Outcome.HEURISTIC_COMMIT, None, Outcome.UNKNOWN),
+    (Decision.COMMIT, Outcome.HEURISTIC_HAZARD, None, Outcome.UNKNOWN),
+    (Decision.ROLLBACK, Outcome.HEURISTIC_HAZARD, None, Outcome.UNKNOWN),
+    (Decision.COMMIT, Outcome.HEURISTIC_ROLLBACK, Outcome.COMMITTED, Outcome.HEURISTIC_MIXED),
     (Decision.COMMIT, Outcome.HEURISTIC_ROLLBACK, Outcome.HEURISTIC_ROLLBACK, Outcome.HEURISTIC_ROLLBACK),
 ]
 
 
 @pytest.mark.parametrize(("decision", "first", "second", "expected"), SURE)
-def test_a_branch_that_is_known_to_be_heuristic_counts_while_another_is_open(
+def test_how_a_heuristic_outcome_ends_is_unknown_while_a_branch_is_open(
     decision: Decision, first: Outcome | None, second: Outcome | None, expected: Outcome
 ) -> None:
     found = transaction(State.COMMITTING, decision)
     found.branches["a"].outcome, found.branches["b"].outcome = first, second
-    assert sure_outcome(found) is expected
+    assert found.sure_outcome is expected
     assert convert.known_outcome(found, may_tell=True) is expected
 
 

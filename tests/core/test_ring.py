@@ -138,11 +138,13 @@ class Ring(RuleBasedStateMachine):
         self.feed(inputs.RecoveryRequested(name))
 
     @precondition(lambda self: any(s.prepared() for s in self.world.servers.values()))
-    @rule(index=recent, state=st.sampled_from(("committed", "rolled_back")))
-    def interfere(self, index: int, state: str) -> None:
+    @rule(index=recent, state=st.sampled_from(("committed", "rolled_back")), everywhere=st.booleans())
+    def interfere(self, index: int, state: str, everywhere: bool) -> None:
         prepared = [(s, str(x.ours())) for s in self.world.servers.values() for x in s.prepared()]
-        server, gtrid = prepared[index % len(prepared)]
-        server.interfere(gtrid, state)
+        chosen, gtrid = prepared[index % len(prepared)]
+        for server, other in prepared:
+            if other == gtrid and (everywhere or server is chosen):
+                server.interfere(gtrid, state)
         self.world.interfered.add(gtrid)
 
     # Agents

@@ -103,7 +103,8 @@ class Walk:
 
     def interfere(self) -> None:
         if any(server.prepared() for server in self.ring.world.servers.values()):
-            self.ring.interfere(self.back(), self.random.choice(("committed", "rolled_back")))
+            state = self.random.choice(("committed", "rolled_back"))
+            self.ring.interfere(self.back(), state, everywhere=self.random.random() < 0.5)
 
     def scan(self) -> None:
         if self.ring.world.scans:
@@ -179,6 +180,25 @@ def half_undone(world: World) -> Transaction:
     world.servers["p2"].interfere(found.gtrid, "rolled_back")
     world.interfered.add(found.gtrid)
     return found
+
+
+@pytest.mark.parametrize("wait_for", list(WaitFor))
+def test_what_others_ended_everywhere_is_never_told_as_mixed(wait_for: WaitFor) -> None:
+    """Somebody asks between the answers of two branches that were both rolled back by hand."""
+    world = world_that_is_up()
+    gtrid = begin(world).gtrid
+    decide(world, world.core.open[gtrid])
+    make_durable(world)
+    for name in ("p1", "p2"):
+        world.servers[name].interfere(gtrid, "rolled_back")
+    world.interfered.add(gtrid)
+    deliver(world, "p1")
+    world.feed(inputs.CommitRequested(world.new_ticket(gtrid), gtrid, wait_for))
+    assert world.told[gtrid] <= {Outcome.COMMITTED}, "the decision, when it was taken"
+    deliver(world, "p2")
+    make_durable(world)
+    assert world.told_at_last[gtrid] == {Outcome.HEURISTIC_ROLLBACK}
+    world.check_final()
 
 
 @pytest.mark.parametrize("at_once", [True, False])

@@ -373,6 +373,7 @@ class World:
             assert gtrid in self.heuristic, f"{gtrid}: {states}, and nobody was told"
         listed = self.core.open.get(gtrid)
         told = self.told_at_last[gtrid] | ({listed.outcome} if listed is not None else set())
+        told |= {outcome for outcome in self.told[gtrid] if outcome.heuristic}  # whenever that was
         parts = {s.number: s.branches.get(gtrid) for s in self.servers.values() if gtrid in s.worked}
         # A branch that changed nothing, or never came to work, may count as either.
         undone = any(parts.get(number) != "committed" for number in {*parts, *self.numbers[gtrid]})
