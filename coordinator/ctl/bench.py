@@ -61,6 +61,17 @@ def database(_context: click.Context, _parameter: click.Parameter, value: str) -
     return value
 
 
+def server_settings(_: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """NAME=VALUE, of a server."""
+    found = {}
+    for value in values:
+        name, equals, setting = value.partition("=")
+        if not equals or not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+            raise click.BadParameter(f"{value!r}: give NAME=VALUE, a server's option without its dashes")
+        found[name] = setting
+    return found
+
+
 class Benchmarks(click.Group):
     """A group whose commands are imported when they are called."""
 
@@ -158,6 +169,14 @@ def server_options(command: Command) -> Command:
     "--seconds", type=Seconds(min=0.1, max=3600), default=1.0, show_default=True, help="Of a side in a round."
 )
 @click.option("--quick", is_flag=True, help="A first look: 2 rounds of 0.5 s with 1 and 32 clients.")
+@click.option(
+    "--set",
+    "settings",
+    callback=server_settings,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Of the private servers, besides ours: sync_binlog=0. Repeatable.",
+)
 @server_options
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), metavar="FILE", help="An SVG or PNG.")
 @output_option
@@ -180,7 +199,9 @@ def bench(context: click.Context, /, form: str, plot_path: Path | None, **given:
     targets = read_targets(given["servers"], given["user"], given["password_file"], given["database"])
     if targets and given["engine"]:
         raise click.UsageError("--engine is for private servers; a given --server is asked what it is")
-    view, problems = command.measure(_plan(given), given["engine"], targets, plot_path)
+    if targets and given["settings"]:
+        raise click.UsageError("--set is for private servers; a given --server stays as it is")
+    view, problems = command.measure(_plan(given), given["engine"], targets, plot_path, given["settings"])
     emit(view, form)
     if plot_path is not None:
         source("deploy.bench.plot").draw(view.document, plot_path)

@@ -73,19 +73,26 @@ class Bed:
         members: Sequence[Server],
         sessions: int,
         privates: Sequence[PrivateServer] = (),
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory
         self.servers = list(members)
         self.systems: dict[Variant, System] = {}
         self._sessions = sessions
         self._privates = list(privates)
+        self.settings = dict(settings or {})
+        """What somebody wanted of private servers."""
 
     @classmethod
-    def private(cls, engine: Engine, directory: Path, plan: Plan) -> Bed:
-        """New private servers, with all their settings for durability, and room for all connections."""
+    def private(
+        cls, engine: Engine, directory: Path, plan: Plan, settings: Mapping[str, str] | None = None
+    ) -> Bed:
+        """New private servers, with all their settings for durability, and room for all connections, unless
+        `settings` say otherwise."""
         options = {
             "max-connections": str(connections_of(plan)),
             "table-open-cache": str(2 * connections_of(plan)),
+            **(settings or {}),
         }
         privates = []
         for number in range(plan.branches):
@@ -98,7 +105,7 @@ class Bed:
             server.create_agent_account(AGENT_USER, AGENT_PASSWORD, [servers.DATABASE])
             name = string.ascii_lowercase[number]
             members.append(servers.private(name, str(server.socket), server.pid, AGENT_USER, AGENT_PASSWORD))
-        return cls(directory, members, plan.clients, privates)
+        return cls(directory, members, plan.clients, privates, settings)
 
     @classmethod
     def given(cls, targets: Sequence[Target], directory: Path, plan: Plan) -> Bed:

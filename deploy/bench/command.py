@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -22,6 +23,7 @@ from deploy.interruption import interruptible, scratch
 from deploy.private_cluster import ClusterError
 
 _DIRECTORY_PREFIX = "xacoord-bench-"
+_AS_THEY_ARE: Mapping[str, str] = MappingProxyType({})
 
 
 @contextmanager
@@ -37,7 +39,11 @@ def told() -> Iterator[None]:
 
 
 def measure(
-    plan: Plan, engine: Engine | None, targets: Sequence[Target], plot_path: Path | None
+    plan: Plan,
+    engine: Engine | None,
+    targets: Sequence[Target],
+    plot_path: Path | None,
+    settings: Mapping[str, str] = _AS_THEY_ARE,
 ) -> tuple[View, list[str]]:
     """The benchmark of transactions.
 
@@ -45,6 +51,7 @@ def measure(
         engine: of private servers; None: the first that is there.
         targets: given servers instead of private ones.
         plot_path: where `plot.draw` will be asked to draw; whether it can is found out now.
+        settings: more options of private servers, without dashes.
 
     Returns:
         The report, and what is wrong.
@@ -64,19 +71,24 @@ def measure(
         used = targets[: plan.branches]
         where = ", ".join(target.name for target in used) or f"{plan.branches} private {chosen} servers"
         note(f"on {where}; this takes about {duration(plan.estimate_seconds())}")
-        document = _measure(plan, chosen, used)
+        document = _measure(plan, chosen, used, settings)
     problems: list[str] = document["problems"]
     return report.view(document), problems
 
 
-def _measure(plan: Plan, engine: Engine | None, targets: Sequence[Target]) -> dict[str, Any]:
+def _measure(
+    plan: Plan, engine: Engine | None, targets: Sequence[Target], settings: Mapping[str, str]
+) -> dict[str, Any]:
     with (
         interruptible(),
         Progress(plan.estimate_seconds()) as say,
         scratch(_DIRECTORY_PREFIX) as directory,
     ):
         say("starting servers" if engine else "taking the servers")
-        bed = Bed.private(engine, directory, plan) if engine else Bed.given(targets, directory, plan)
+        if engine:
+            bed = Bed.private(engine, directory, plan, settings)
+        else:
+            bed = Bed.given(targets, directory, plan)
         with bed:
             bed.prepare(connections_of(plan))
             say("starting agents and coordinators")

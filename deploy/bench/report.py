@@ -88,6 +88,7 @@ def document(plan: Plan, bed: Bed, results: Results) -> dict[str, object]:
         "rounds": plan.rounds,
         "seconds": plan.seconds,
         "rows": ROWS,
+        "set": bed.settings,
         "servers": [
             {"name": server.name, "private": server.pid is not None, "settings": server.settings()}
             for server in bed.servers
@@ -199,6 +200,8 @@ def view(report: dict[str, Any]) -> View:
             f"innodb_flush_log_at_trx_commit {settings.get('innodb_flush_log_at_trx_commit', '?')}; "
             f"{report['machine']['cores']} cores; {turns} of {report['seconds']:g} s"
         )
+        for name, value in report["set"].items():
+            screen.line(f"with {name} = {value}")
         for case in report["cases"]:
             _draw_case(screen, case)
         screen.line()

@@ -41,6 +41,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
         (["--server", "A=/x.sock"], "NAME=host:port"),
         (["--server", "a=/x.sock", "--server", "a=/y.sock"], "a is given twice"),
         (["--server", "a=/x.sock", "--engine", "mysql"], "--engine is for private servers"),
+        (["--set", "sync_binlog"], "give NAME=VALUE"),
+        (["--set", "--sync-binlog=0"], "without its dashes"),
+        (["--server", "a=/x.sock", "--set", "sync_binlog=0"], "--set is for private servers"),
         (["nothing"], "nothing"),
     ],
 )

@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -48,6 +48,7 @@ class FakeBed:
     """What the report asks of a bed."""
 
     servers = (FakeServer(),)
+    settings: ClassVar[dict[str, str]] = {}
 
 
 def document(results: Results, sides: tuple[Side, ...]) -> dict[str, Any]:

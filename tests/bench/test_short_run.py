@@ -109,9 +109,20 @@ def test_private_servers(engine: Engine, tmp_path: Path) -> None:
 def test_variants_reading_and_other_branches(engine: Engine, tmp_path: Path) -> None:
     """Without witness rows, and with two coordinators on the same agents; a table, because people read it."""
     options = ["--engine", engine, "--clients", "2", "--branches", "1,3", *SHORT]
-    variants = ["--agents", "processes", "--witness", "off", "--coordinators", "1,2"]
+    variants = [
+        "--agents",
+        "processes",
+        "--witness",
+        "off",
+        "--coordinators",
+        "1,2",
+        "--set",
+        "sync_binlog=7",
+    ]
     code, output, errors = run(tmp_path, *options, *variants, "--read-only", "--sides", "raw,one-shot")
     assert code == 0, errors
+    assert "sync_binlog 7, " in output, "the server's own answer"
+    assert "with sync_binlog = 7" in output
     assert "1 branch reading, 2 clients" in output
     assert "3 branches reading, 2 clients" in output
     assert output.count("\none-shot, no witness, 2 coordinators  ") == 2

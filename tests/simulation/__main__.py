@@ -19,6 +19,7 @@ from tests.command import span
 from tests.simulation.runner import Result, run
 
 _CHUNK = 5
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _WORKS = (
     "A work is one change that a client wants, in one transaction or, repeated with its key, in several.\n"
     "Done: its rows were found on the servers at the end, whatever the client was told."
@@ -35,6 +36,7 @@ def run_some(seeds: list[int]) -> list[Result]:
 def _leave_signals_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def run_many(seeds: range, jobs: int) -> Generator[Result, None, None]:
@@ -47,7 +49,13 @@ def run_many(seeds: range, jobs: int) -> Generator[Result, None, None]:
     others = set(active_children())
     pool = ProcessPoolExecutor(jobs, initializer=_leave_signals_to_the_parent)
     try:
-        for results in pool.map(run_some, chunks):
+        # What is raised while a process is forked is lost: Python's own hooks around a fork swallow it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            found = pool.map(run_some, chunks)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        for results in found:
             yield from results
     except BaseException:  # interrupted: nobody wants the rest
         for child in set(active_children()) - others:
