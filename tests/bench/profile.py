@@ -39,20 +39,20 @@ _AREAS = {
     "coordinator/": "coordinator: edge",
     "/dtp/": "vocabulary",
     "/shell/": "shell (streams, logging)",
-    "grpc": "gRPC",
+    "grpc": "gRPC, in Python",
     "google/": "protobuf",
     "_pb2": "protobuf",
-    "uvloop": "event loop",
-    "asyncio": "event loop",
+    "uvloop": "event loop and gRPC, in C",
+    "asyncio": "event loop and gRPC, in C",
     "MySQLdb": "MySQL client",
     "socket": "sockets",
 }
 _NATIVE = {
-    "uvloop": "event loop",
-    "asyncio": "event loop",
-    "epoll": "event loop",
+    "uvloop": "event loop and gRPC, in C",
+    "asyncio": "event loop and gRPC, in C",
+    "epoll": "event loop and gRPC, in C",
     "socket": "sockets",
-    "grpc": "gRPC",
+    "grpc": "gRPC, in Python",
     "_mysql": "MySQL client",
     "MySQL": "MySQL client",
     "SerializeToString": "protobuf",
@@ -129,8 +129,8 @@ def _as_it_is(cluster: Cluster, clients: int, seconds: float) -> None:
 
 
 def tell(stats: Stats) -> None:
-    """Shares of the time that the process did not sleep, by area and by function."""
-    own = {f: (calls, time_) for f, (calls, _, time_, _, _) in stats.items() if not _sleeps(f)}
+    """Shares of the main thread's CPU time, by area and by function."""
+    own = {f: (calls, time_) for f, (calls, _, time_, _, _) in stats.items()}
     total = sum(time_ for _, time_ in own.values())
     areas: Counter[str] = Counter()
     for function, (_, time_) in own.items():
@@ -142,11 +142,6 @@ def tell(stats: Stats) -> None:
     for (file, line, name), (calls, time_) in sorted(own.items(), key=lambda item: -item[1][1])[:_FUNCTIONS]:
         where = name if file == "~" else f"{'/'.join(Path(file).parts[-2:])}:{line} {name}"
         print(f"{where[:62]:<64}{calls:>10,}{100 * time_ / total:>7.1f}%")
-
-
-def _sleeps(function: tuple[str, int, str]) -> bool:
-    """The event loop's own time has the sleep in it, and cannot be told from it."""
-    return "run_until_complete" in function[2] or "run_forever" in function[2]
 
 
 def main(arguments: list[str]) -> int:
