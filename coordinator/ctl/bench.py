@@ -16,7 +16,7 @@ import click
 
 from coordinator.ctl.errors import CtlError, ExitCode
 from coordinator.ctl.options import Seconds, output_option
-from coordinator.ctl.output import emit
+from coordinator.ctl.output import View, emit
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -202,6 +202,15 @@ def bench(context: click.Context, /, form: str, plot_path: Path | None, **given:
     if targets and given["settings"]:
         raise click.UsageError("--set is for private servers; a given --server stays as it is")
     view, problems = command.measure(_plan(given), given["engine"], targets, plot_path, given["settings"])
+    return finish(view, problems, form, plot_path)
+
+
+def finish(view: View, problems: Sequence[str], form: str, plot_path: Path | None) -> int:
+    """Show a report, and draw its plot.
+
+    Raises:
+        CtlError: there are problems.
+    """
     emit(view, form)
     if plot_path is not None:
         source("deploy.bench.plot").draw(view.document, plot_path)
