@@ -201,7 +201,9 @@ def bench(context: click.Context, /, form: str, plot_path: Path | None, **given:
         raise click.UsageError("--engine is for private servers; a given --server is asked what it is")
     if targets and given["settings"]:
         raise click.UsageError("--set is for private servers; a given --server stays as it is")
-    view, problems = command.measure(_plan(given), given["engine"], targets, plot_path, given["settings"])
+    view, problems = command.measure(
+        _plan(context, given), given["engine"], targets, plot_path, given["settings"]
+    )
     return finish(view, problems, form, plot_path)
 
 
@@ -219,7 +221,12 @@ def finish(view: View, problems: Sequence[str], form: str, plot_path: Path | Non
     return ExitCode.OK
 
 
-def _plan(given: dict[str, Any]) -> Any:
+def is_given(context: click.Context, name: str) -> bool:
+    """The option was given: what --quick says of it does not count."""
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _plan(context: click.Context, given: dict[str, Any]) -> Any:
     plan = source("deploy.bench.plan")
     clients, branches, read_only = given["clients"], given["branches"], given["read_only"]
     quick = given["quick"]
@@ -231,14 +238,17 @@ def _plan(given: dict[str, Any]) -> Any:
         cases = plan.standard_cases()
     variants = plan.all_variants(AGENTS[given["agents"]], WITNESS[given["witness"]], given["coordinators"])
     sides = plan.all_sides(given["sides"], variants)
-    rounds, seconds = (2, 0.5) if quick else (given["rounds"], given["seconds"])
+    rounds, seconds = given["rounds"], given["seconds"]
+    if quick:
+        rounds = rounds if is_given(context, "rounds") else 2
+        seconds = seconds if is_given(context, "seconds") else 0.5
     return plan.Plan(cases, sides, rounds, seconds)
 
 
 def _refuse_options(context: click.Context) -> None:
     """Options before the name of another benchmark are not its own."""
     for name in context.params:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+        if is_given(context, name):
             raise click.UsageError(
                 f"give the options of {context.invoked_subcommand} after its name: "
                 f"`coordctl bench {context.invoked_subcommand} --{name.replace('_', '-')} ...`"

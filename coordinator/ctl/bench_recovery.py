@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from coordinator.ctl.bench import numbers, read_targets, server_options, source
+from coordinator.ctl.bench import is_given, numbers, read_targets, server_options, source
 from coordinator.ctl.options import output_option
 from coordinator.ctl.output import emit
 
@@ -28,7 +28,10 @@ _USUAL = "1000,10000"
 @click.option("--quick", is_flag=True, help="A first look: one round with 400 branches.")
 @server_options
 @output_option
+@click.pass_context
 def recovery(
+    context: click.Context,
+    /,
     engine: str | None,
     branches: tuple[int, ...],
     rounds: int,
@@ -53,5 +56,8 @@ def recovery(
         raise click.UsageError("recovery is measured with two servers: give --server twice")
     if any(number % 2 for number in branches):
         raise click.UsageError("--branches: even numbers, because each transaction has two")
-    plan = plans.RecoveryPlan((400,), 1) if quick else plans.RecoveryPlan(branches, rounds)
+    if quick:
+        branches = branches if is_given(context, "branches") else (400,)
+        rounds = rounds if is_given(context, "rounds") else 1
+    plan = plans.RecoveryPlan(branches, rounds)
     emit(source("deploy.bench.recovery.command").measure(plan, engine, targets[:2]), form)

@@ -264,6 +264,10 @@ def draw(screen: Screen, document: dict[str, object]) -> None:
             ]
         )
     screen.table(("", "A SECOND", "P50", "P99", "P50 / FLOOR"), rows, "")
+    if any(found["p50_to_floor"]["min"] < 1 for found in appenders):
+        screen.line(
+            "faster than the floor: something else was at the disk; do not trust these figures", "yellow"
+        )
     screen.line()
     rows = []
     for name, found in restarts.items():

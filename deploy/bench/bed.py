@@ -30,6 +30,8 @@ from deploy.engines import Engine
 from deploy.private_cluster import AGENT_PASSWORD, AGENT_USER, ClusterError, Process
 from deploy.private_servers import PrivateServer
 from deploy.processes import free_port
+from wal import SystemFiles
+from wal.directory import FORGETFUL
 
 _UP_SECONDS = 60.0
 _CALL_SECONDS = 5.0
@@ -38,6 +40,16 @@ _USUAL_MAX_TIMEOUT_SECONDS = 300
 # Of a server, besides those of clients: administration, and each agent's own.
 _SPARE_CONNECTIONS = 50
 _SPARE_SESSIONS = 20
+
+
+def check_disk(directory: Path) -> None:
+    """Raises BenchError where nothing that is flushed reaches a disk."""
+    filesystem = SystemFiles().facts(directory).filesystem
+    if filesystem in FORGETFUL:
+        raise BenchError(
+            f"{directory.parent} is on {filesystem}, in memory, where a flush costs nothing: "
+            "set TMPDIR to a directory on a disk"
+        )
 
 
 @dataclass
@@ -89,6 +101,7 @@ class Bed:
     ) -> Bed:
         """New private servers, with all their settings for durability, and room for all connections, unless
         `settings` say otherwise."""
+        check_disk(directory)
         options = {
             "max-connections": str(connections_of(plan)),
             "table-open-cache": str(2 * connections_of(plan)),
@@ -111,6 +124,7 @@ class Bed:
     def given(cls, targets: Sequence[Target], directory: Path, plan: Plan) -> Bed:
         """Servers that are there already; their accounts may do everything in the benchmark's database."""
         directory.mkdir(exist_ok=True)
+        check_disk(directory)
         return cls(directory, [servers.given(target) for target in targets], plan.clients)
 
     def prepare(self, connections: int) -> None:

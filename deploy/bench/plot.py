@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
+
 from deploy.bench.plan import Case
 from deploy.bench.servers import BenchError
 
@@ -13,11 +15,11 @@ _MARKERS = "osD^vP*X"
 
 
 def check(path: Path) -> None:
-    """Before a run: whether a plot can be written there. Raises BenchError."""
+    """Before a run: whether a plot can be written there. Raises UsageError, BenchError (no matplotlib)."""
     if path.suffix.lower() not in ENDINGS:
-        raise BenchError(f"{path}: a plot ends with {' or '.join(ENDINGS)}")
+        raise click.UsageError(f"{path}: a plot ends with {' or '.join(ENDINGS)}")
     if not path.parent.is_dir():
-        raise BenchError(f"{path}: there is no directory {path.parent}")
+        raise click.UsageError(f"{path}: there is no directory {path.parent}")
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:

@@ -10,6 +10,7 @@ import click
 import pytest
 
 from coordinator.ctl import bench, main
+from deploy.bench.plan import Plan
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -66,9 +67,37 @@ def test_a_server_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "coordctl: BENCHMARK_FAILED: server a cannot be reached" in told
 
 
+def test_servers_and_logs_in_memory_are_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wal.files._filesystem", lambda device: "tmpfs")
+    code, told = run(capsys, "--quick", "--sides", "raw")
+    assert code == 69
+    assert "is on tmpfs, in memory" in told
+    assert "set TMPDIR to a directory on a disk" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rounds", "seconds"),
+    [((), 2, 0.5), (("--rounds", "5"), 5, 0.5), (("--seconds", "3"), 2, 3.0)],
+)
+def test_quick_leaves_what_is_given(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], rounds: int, seconds: float
+) -> None:
+    plans: list[Plan] = []
+
+    def measure(plan: Plan, *_: object) -> None:
+        plans.append(plan)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deploy.bench.command.measure", measure)
+    main.run(["bench", "--quick", *arguments])
+    assert [(plan.rounds, plan.seconds) for plan in plans] == [(rounds, seconds)]
+
+
 def test_a_plot_is_refused_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
     code, told = run(capsys, "--plot", "x.pdf", "--quick")
-    assert code == 69
+    assert code == 2
     assert "a plot ends with .svg or .png" in told
     assert "this takes" not in told
 

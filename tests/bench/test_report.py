@@ -9,13 +9,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
+import click
 import pytest
 
 from coordinator.ctl.output import Screen, to_json
 from deploy.bench import plot, report
 from deploy.bench.plan import KINDS, RAW, Case, Plan, Side, all_sides, all_variants
 from deploy.bench.run import Measured, Results
-from deploy.bench.servers import BenchError
 
 WIDTH = 110
 
@@ -217,7 +217,7 @@ def test_the_plot(tmp_path: Path, ending: str) -> None:
 
 
 def test_a_plot_that_cannot_be_is_refused_before_the_run(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match=r"ends with \.svg or \.png"):
+    with pytest.raises(click.UsageError, match=r"ends with \.svg or \.png"):
         plot.check(tmp_path / "bench.pdf")
-    with pytest.raises(BenchError, match="there is no directory"):
+    with pytest.raises(click.UsageError, match="there is no directory"):
         plot.check(tmp_path / "nowhere" / "bench.svg")

@@ -8,6 +8,7 @@ from coordinator.ctl.output import Screen, View
 from coordinator.version import VERSION
 from deploy.bench import report
 from deploy.bench.bed import Bed
+from deploy.bench.plan import counted
 from deploy.bench.recovery.plan import RecoveryPlan
 from deploy.bench.recovery.run import Times
 from participant_agent.agent import FINISHERS
@@ -53,7 +54,7 @@ def view(found: dict[str, Any]) -> View:
     def draw(screen: Screen) -> None:
         screen.line(
             f"{found['engine']} {found['version']}; {found['machine']['cores']} cores; "
-            f"{found['rounds']} rounds; {found['connections']} connections to each of "
+            f"{counted(found['rounds'], 'round')}; {found['connections']} connections to each of "
             f"{len(found['servers'])} servers"
         )
         rows = []
